@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package target
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cgroup2Mount returns where the cgroup v2 hierarchy is mounted: /sys/fs/cgroup,
+// or /sys/fs/cgroup/unified on a host that has v1 as well. The error is
+// ErrNoCgroup2 if it is not mounted.
+func Cgroup2Mount() (string, error) {
+	m, err := cgroup2Mount()
+	return m.point, err
+}
+
+// mount is a mounted cgroup v2 hierarchy. root is the cgroup that is seen at
+// point, "/" unless only a part of the hierarchy is mounted.
+type mount struct{ point, root string }
+
+func cgroup2Mount() (mount, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return mount{}, fmt.Errorf("cgroup v2 mount: %w", err)
+	}
+	defer f.Close()
+	mounts, err := parseMounts(f)
+	if err != nil {
+		return mount{}, fmt.Errorf("cgroup v2 mount: read %s: %w", f.Name(), err)
+	}
+	var best mount
+	for _, m := range mounts {
+		// A later mount may hide this one.
+		if !isFilesystem(m.point, unix.CGROUP2_SUPER_MAGIC) {
+			continue
+		}
+		if best.point == "" || m.root == "/" && best.root != "/" {
+			best = m
+		}
+	}
+	if best.point == "" {
+		return mount{}, ErrNoCgroup2
+	}
+	return best, nil
+}
+
+// parseMounts returns the cgroup2 mounts of a mountinfo table (proc_pid_mountinfo(5)).
+func parseMounts(r io.Reader) ([]mount, error) {
+	var mounts []mount
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		fstype, _, _ := strings.Cut(after, " ")
+		if ok && len(fields) >= 6 && fstype == "cgroup2" {
+			mounts = append(mounts, mount{point: unescape(fields[4]), root: unescape(fields[3])})
+		}
+	}
+	return mounts, lines.Err()
+}
+
+// unescape undoes the octal escapes of space, tab, newline and backslash.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+func isFilesystem(path string, magic int64) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && int64(st.Type) == magic
+}
+
+// ResolveCgroup finds the cgroup v2 directory at path, an absolute path.
+//
+// The error is a *NotFoundError if there is no such directory, an *InvalidError
+// if it is not a cgroup v2 directory below the mount or is the root cgroup, and
+// ErrNoCgroup2 if there is no hierarchy at all.
+func ResolveCgroup(path string) (Target, error) {
+	m, err := cgroup2Mount()
+	if err != nil {
+		return Target{}, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	return m.resolve(path)
+}
+
+func (m mount) resolve(path string) (Target, error) {
+	object := "cgroup " + path
+	where := "cgroup v2 is mounted at " + m.point
+	if !filepath.IsAbs(path) {
+		return Target{}, &InvalidError{Object: object, Cause: "not an absolute path", Next: where}
+	}
+	clean, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Target{}, &NotFoundError{Object: object, Cause: "no such cgroup (" + where + ")"}
+	}
+	if err != nil {
+		var pathErr *fs.PathError
+		if errors.As(err, &pathErr) {
+			err = pathErr.Err // the path is in the object already
+		}
+		return Target{}, &InvalidError{Object: object, Cause: err.Error(), Next: where}
+	}
+	if isFilesystem(clean, unix.CGROUP_SUPER_MAGIC) {
+		return Target{}, &InvalidError{Object: object, Cause: "a cgroup v1 directory cannot be filtered", Next: where}
+	}
+	if !isFilesystem(clean, unix.CGROUP2_SUPER_MAGIC) {
+		return Target{}, &InvalidError{Object: object, Cause: "not a cgroup", Next: where}
+	}
+	if st, err := os.Stat(clean); err != nil || !st.IsDir() {
+		return Target{}, &InvalidError{Object: object, Cause: "not a directory", Next: "name the cgroup, not a file in it"}
+	}
+	rel, err := filepath.Rel(m.point, clean)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return Target{}, &InvalidError{Object: object, Cause: "outside the cgroup v2 mount", Next: where}
+	}
+	if rel == "." {
+		return Target{}, &InvalidError{Object: object, Cause: "the root cgroup holds the whole host and the daemon itself",
+			Next: "name a cgroup below it"}
+	}
+	id, err := cgroupID(clean)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Target{}, &NotFoundError{Object: object, Cause: "no such cgroup (" + where + ")"}
+	}
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w", object, err)
+	}
+	return Target{Type: Cgroup, Name: clean, CgroupID: id, Level: strings.Count(rel, "/") + 1}, nil
+}
+
+// cgroupID returns the id that BPF programs know the cgroup at path by. It is the
+// directory's inode number where those have 64 bits; the file handle has them all
+// everywhere.
+func cgroupID(path string) (uint64, error) {
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+	if err != nil {
+		return 0, fmt.Errorf("cgroup id: name_to_handle_at: %w", err)
+	}
+	if handle.Size() != 8 {
+		return 0, fmt.Errorf("cgroup id: file handle of %d bytes, want 8", handle.Size())
+	}
+	return binary.NativeEndian.Uint64(handle.Bytes()), nil
+}
+
+// ResolvePID finds the cgroup v2 directory that the process is in now. The
+// process may leave it, the target stays the cgroup. Errors are as for
+// ResolveCgroup.
+func ResolvePID(pid int) (Target, error) {
+	object := fmt.Sprintf("pid %d", pid)
+	if pid <= 0 {
+		return Target{}, &InvalidError{Object: object, Cause: "not a process id"}
+	}
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	// ESRCH: it exited between open and read.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return Target{}, &NotFoundError{Object: object, Cause: "no such process"}
+	}
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w", object, err)
+	}
+	m, err := cgroup2Mount()
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w", object, err)
+	}
+	rel, ok := m.relative(string(text))
+	if !ok {
+		return Target{}, &InvalidError{Object: object, Cause: "its cgroup is outside the cgroup v2 mount at " + m.point}
+	}
+	if rel == "/" {
+		return Target{}, &InvalidError{Object: object, Cause: "is in the root cgroup, which holds the whole host and the daemon itself",
+			Next: "start it in a cgroup of its own"}
+	}
+	t, err := m.resolve(m.point + rel)
+	if err != nil {
+		return Target{}, fmt.Errorf("%s: %w", object, err)
+	}
+	return t, nil
+}
+
+// relative returns the v2 entry of a /proc/PID/cgroup file as a path below the
+// mount, beginning with a slash. The file and the mount's root are both seen from
+// our cgroup namespace, so that either may begin with "/..".
+func (m mount) relative(procCgroup string) (string, bool) {
+	for line := range strings.Lines(procCgroup) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if !ok {
+			continue
+		}
+		if m.root != "/" {
+			if path, ok = strings.CutPrefix(path, m.root); !ok || path != "" && path[0] != '/' {
+				return "", false
+			}
+		}
+		if path == "" {
+			path = "/"
+		}
+		return path, path != "/.." && !strings.HasPrefix(path, "/../")
+	}
+	return "", false
+}
+
+func currentCgroup(t Target) (Target, error) {
+	id, err := cgroupID(t.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Target{}, &NotFoundError{Object: "cgroup " + t.Name, Cause: "no such cgroup any more"}
+	}
+	if err != nil {
+		return Target{}, fmt.Errorf("cgroup %s: %w", t.Name, err)
+	}
+	if id != t.CgroupID {
+		return Target{}, &NotFoundError{Object: "cgroup " + t.Name, Cause: "was deleted and created again"}
+	}
+	return t, nil
+}
