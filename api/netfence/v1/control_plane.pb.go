@@ -440,7 +440,7 @@ type Hello struct {
 	// Number of this stream within the run, counted from 1. The highest is the newest.
 	StreamSeq uint64 `protobuf:"varint,3,opt,name=stream_seq,json=streamSeq,proto3" json:"stream_seq,omitempty"`
 	// Largest ControlCommand that the daemon accepts, in bytes. 0: not said; gRPC's default of 4 MiB.
-	MaxCommandBytes uint32 `protobuf:"varint,4,opt,name=max_command_bytes,json=maxCommandBytes,proto3" json:"max_command_bytes,omitempty"`
+	MaxCommandBytes uint64 `protobuf:"varint,4,opt,name=max_command_bytes,json=maxCommandBytes,proto3" json:"max_command_bytes,omitempty"`
 	// Why the daemon's previous stream ended; empty for the first.
 	LastStreamError string `protobuf:"bytes,5,opt,name=last_stream_error,json=lastStreamError,proto3" json:"last_stream_error,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -498,7 +498,7 @@ func (x *Hello) GetStreamSeq() uint64 {
 	return 0
 }
 
-func (x *Hello) GetMaxCommandBytes() uint32 {
+func (x *Hello) GetMaxCommandBytes() uint64 {
 	if x != nil {
 		return x.MaxCommandBytes
 	}
@@ -933,7 +933,7 @@ type CommandResult struct {
 	Code CommandCode `protobuf:"varint,3,opt,name=code,proto3,enum=netfence.v1.CommandCode" json:"code,omitempty"`
 	// Revision in force for the attachment after the command.
 	Revision string `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Why it was refused; all that was found.
+	// Why it was refused, the first 32 reasons.
 	Violations    []*Violation `protobuf:"bytes,5,rep,name=violations,proto3" json:"violations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1965,7 +1965,7 @@ const file_netfence_v1_control_plane_proto_rawDesc = "" +
 	"instanceId\x12\x1d\n" +
 	"\n" +
 	"stream_seq\x18\x03 \x01(\x04R\tstreamSeq\x12*\n" +
-	"\x11max_command_bytes\x18\x04 \x01(\rR\x0fmaxCommandBytes\x12*\n" +
+	"\x11max_command_bytes\x18\x04 \x01(\x04R\x0fmaxCommandBytes\x12*\n" +
 	"\x11last_stream_error\x18\x05 \x01(\tR\x0flastStreamError\"\x94\x03\n" +
 	"\n" +
 	"Attachment\x12\x0e\n" +

@@ -371,9 +371,9 @@ func (RefuseCode) EnumDescriptor() ([]byte, []int) {
 // announced the feature "ports".
 type PortRange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// First port, 1 to 65535.
+	// First port.
 	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
-	// Last port, inclusive, not below first. 0 means the same as first.
+	// Last port, inclusive, at most 65535, not below first; 0 means the same as first. Both 0 is refused.
 	Last uint32 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
 	// Protocol of the ports; unspecified means TCP and UDP.
 	Protocol      Protocol `protobuf:"varint,3,opt,name=protocol,proto3,enum=netfence.v1.Protocol" json:"protocol,omitempty"`
@@ -438,11 +438,13 @@ type CIDREntry struct {
 	// Prefix in CIDR notation ("10.0.0.0/8", "2001:db8::/32") or a bare address. Host bits are masked, with a warning.
 	// IPv4-mapped IPv6 is judged as IPv4.
 	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
-	// Life of the rule from its first application; sending an unchanged rule again does not renew it. Unset: no end.
+	// Life of the rule from its first application; sending an unchanged rule again does not renew it. Unset or zero: no
+	// end.
 	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Ports that the rule is about; none: every protocol. Needs the feature "ports".
 	Ports []*PortRange `protobuf:"bytes,100,rep,name=ports,proto3" json:"ports,omitempty"`
-	// Wall-clock time at which the rule ends; with ttl too, the earlier counts. Needs the feature "expires_at".
+	// Wall-clock time at which the rule ends, after 1970; with ttl too, the earlier counts. Needs the feature
+	// "expires_at".
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,101,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -512,7 +514,7 @@ type DomainEntry struct {
 	// Name ("pypi.org"), every name below one ("*.pypi.org"), or every name ("*"). Letter case, a final dot and IDNA
 	// forms do not matter.
 	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
-	// The rule is also about every name below domain. Not with a wildcard.
+	// The rule is also about every name below domain. On a wildcard it says nothing more.
 	IncludeSubdomains bool `protobuf:"varint,2,opt,name=include_subdomains,json=includeSubdomains,proto3" json:"include_subdomains,omitempty"`
 	// Ports that the learned addresses of the name are good for; none: every protocol. Needs the feature "ports".
 	Ports []*PortRange `protobuf:"bytes,100,rep,name=ports,proto3" json:"ports,omitempty"`
