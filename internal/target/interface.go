@@ -178,17 +178,23 @@ func leavesBy(r netlink.Route, ifindex int) bool {
 }
 
 func currentInterface(t Target) (Target, error) {
-	object := "interface " + t.Name
 	cookie, err := NetnsCookie()
 	if err != nil {
-		return Target{}, fmt.Errorf("%s: %w", object, err)
+		return Target{}, fmt.Errorf("interface %s: %w", t.Name, err)
 	}
+	// The zero Handle asks in the calling thread's namespace.
+	return lookInterface(&netlink.Handle{}, cookie, t)
+}
+
+// lookInterface looks for t through h, whose network namespace has that cookie.
+func lookInterface(h *netlink.Handle, cookie uint64, t Target) (Target, error) {
+	object := "interface " + t.Name
 	if cookie != t.NetnsCookie {
 		return Target{}, &NotFoundError{Object: object, Cause: "belongs to another network namespace"}
 	}
-	link, err := netlink.LinkByIndex(t.Ifindex)
+	link, err := h.LinkByIndex(t.Ifindex)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return Target{}, &NotFoundError{Object: object, Cause: fmt.Sprintf("no device has its index %d any more", t.Ifindex)}
+		return Target{}, &NotFoundError{Object: object, Cause: fmt.Sprintf("no interface has its index %d any more", t.Ifindex)}
 	}
 	if err != nil {
 		return Target{}, fmt.Errorf("%s: %w", object, err)

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package target
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// subscribeLinks opens an rtnetlink socket in the network namespace of the
+// calling thread that receives what happens to its interfaces (rtnetlink(7)).
+func subscribeLinks() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind to link messages: %w", err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "rtnetlink"), nil
+}
+
+// readLinks handles link messages until the socket is closed.
+func (w *Watcher) readLinks() error {
+	conn, err := w.links.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("watch interfaces: %w", err)
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		var n, flags int
+		var from unix.Sockaddr
+		var recvErr error
+		err := conn.Read(func(fd uintptr) bool {
+			n, _, flags, from, recvErr = unix.Recvmsg(int(fd), buf, nil, 0)
+			return recvErr != unix.EAGAIN
+		})
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("watch interfaces: %w", err)
+		case recvErr == unix.EINTR:
+			continue
+		case recvErr == unix.ENOBUFS || flags&unix.MSG_TRUNC != 0:
+			w.messagesLost()
+			continue
+		case recvErr != nil:
+			return fmt.Errorf("watch interfaces: receive: %w", recvErr)
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
+			continue // not from the kernel
+		}
+		if err := w.linkMessages(buf[:n]); err != nil {
+			w.log.Warn("link message could not be parsed", "err", err)
+			w.messagesLost()
+		}
+	}
+}
+
+func (w *Watcher) linkMessages(buf []byte) error {
+	messages, err := syscall.ParseNetlinkMessage(buf)
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		if len(m.Data) < unix.SizeofIfInfomsg {
+			return fmt.Errorf("%d bytes, want at least %d", len(m.Data), unix.SizeofIfInfomsg)
+		}
+		info := nl.DeserializeIfInfomsg(m.Data)
+		// AF_BRIDGE says that a port left its bridge, not that it was deleted.
+		if info.Family != unix.AF_UNSPEC {
+			continue
+		}
+		k, ok := w.interfaceAt(int(info.Index))
+		if !ok {
+			continue
+		}
+		switch m.Header.Type {
+		case unix.RTM_DELLINK: // deleted, or moved to another namespace
+			w.removed(k)
+		case unix.RTM_NEWLINK:
+			link, err := netlink.LinkDeserialize(nil, m.Data)
+			if err != nil {
+				return err
+			}
+			w.seen(describe(link, w.cookie))
+		}
+	}
+	return nil
+}
+
+func (w *Watcher) interfaceAt(index int) (key, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k, ok := w.indexes[index]
+	return k, ok
+}
