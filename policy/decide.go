@@ -2,7 +2,11 @@
 
 package policy
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
 
 // Flow is what a packet is judged by.
 type Flow struct {
@@ -12,6 +16,14 @@ type Flow struct {
 	Portless bool   // a non-first fragment, or a protocol without ports
 }
 
+func (f Flow) String() string {
+	s := f.Addr.String()
+	if f.Portless || f.Protocol != TCP && f.Protocol != UDP {
+		return fmt.Sprintf("%s protocol %s", s, f.Protocol)
+	}
+	return fmt.Sprintf("%s port %d/%s", s, f.Port, f.Protocol)
+}
+
 // Decision is a verdict and where it comes from.
 type Decision struct {
 	Action Action
@@ -19,4 +31,122 @@ type Decision struct {
 	List   Action // the list in which Rule stands
 	Index  int    // place of Rule in its list, from 0
 	Reason string // for people
+}
+
+// Decide judges a flow by the static rules at a time of the boot clock: by the
+// letter of the specification, rule by rule. Learned addresses and reply flows
+// are not the policy's and are not considered.
+//
+// An IPv6 address that embeds an IPv4 address passes only if both would.
+func (p *Policy) Decide(f Flow, boot time.Duration) Decision {
+	f.Addr = f.Addr.Unmap().WithZone("")
+	outer := p.decide(f, boot)
+	inner, ok := embedded(f.Addr)
+	if outer.Action == Deny || !ok {
+		return outer
+	}
+	f.Addr = inner
+	d := p.decide(f, boot)
+	if d.Action == Allow {
+		return outer
+	}
+	d.Reason = fmt.Sprintf("embedded IPv4 address %s: %s", inner, d.Reason)
+	return d
+}
+
+func (p *Policy) decide(f Flow, boot time.Duration) Decision {
+	if !f.Addr.IsValid() {
+		return Decision{Action: Deny, Reason: "no address"}
+	}
+	if p.Mode != ModeAllowlist && p.Mode != ModeDenylist {
+		return Decision{Action: p.Mode.fallback(), Reason: "mode " + p.Mode.String()}
+	}
+	var best Decision
+	for _, list := range []Action{Deny, Allow} { // deny first: it wins a tie
+		rules := p.list(list)
+		for i := range rules {
+			r := &rules[i]
+			if !r.matches(f, boot) || best.Rule != nil && r.Prefix.Bits() <= best.Rule.Prefix.Bits() {
+				continue
+			}
+			best = Decision{Action: list, Rule: r, List: list, Index: i}
+		}
+	}
+	if best.Rule == nil {
+		return Decision{Action: p.Mode.fallback(), Reason: fmt.Sprintf("mode %s, no rule matches %s", p.Mode, f)}
+	}
+	best.Reason = fmt.Sprintf("%s rule %d: %s", best.List, best.Index+1, best.Rule)
+	return best
+}
+
+// fallback is what the mode does when no rule matches.
+func (m Mode) fallback() Action {
+	if m == ModeDenylist || m == ModeDisabled {
+		return Allow
+	}
+	return Deny
+}
+
+func (p *Policy) list(a Action) []Rule {
+	if a == Allow {
+		return p.Allow
+	}
+	return p.Deny
+}
+
+// RuleAt finds the rule that a [Clause.Rule] names. It returns nil when there
+// is none.
+func (p *Policy) RuleAt(n uint32) (rule *Rule, list Action, index int) {
+	i := int(n) - 1
+	switch {
+	case i < 0 || i >= len(p.Allow)+len(p.Deny):
+		return nil, Deny, 0
+	case i < len(p.Allow):
+		return &p.Allow[i], Allow, i
+	}
+	i -= len(p.Allow)
+	return &p.Deny[i], Deny, i
+}
+
+func (r *Rule) matches(f Flow, boot time.Duration) bool {
+	if r.expired(boot) || !r.Prefix.Contains(f.Addr) {
+		return false
+	}
+	if len(r.Ports) == 0 {
+		return true
+	}
+	if f.Portless {
+		return false
+	}
+	for _, p := range r.Ports {
+		if p.contains(f.Protocol, f.Port) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Rule) expired(boot time.Duration) bool { return r.Deadline != 0 && boot >= r.Deadline }
+
+var (
+	nat64  = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052
+	sixTo4 = netip.MustParsePrefix("2002::/16")    // RFC 3056
+	compat = netip.MustParsePrefix("::/96")        // RFC 4291 section 2.5.5.1
+)
+
+// embedded returns the IPv4 address to which a translator or tunnel on the way
+// would send a packet for addr. The unspecified and the loopback address lie
+// in ::/96 but embed nothing.
+func embedded(addr netip.Addr) (netip.Addr, bool) {
+	if !addr.Is6() || addr == netip.IPv6Unspecified() || addr == netip.IPv6Loopback() {
+		return netip.Addr{}, false
+	}
+	b := addr.As16()
+	switch {
+	case nat64.Contains(addr), compat.Contains(addr):
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	case sixTo4.Contains(addr):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	}
+	return netip.Addr{}, false
 }

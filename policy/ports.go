@@ -148,3 +148,14 @@ func joinPorts(ports []Ports) string {
 	}
 	return strings.Join(texts, ",")
 }
+
+// checkReplyPorts holds replies_udp to what its name says.
+func checkReplyPorts(p Ports) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	if p.Protocol == TCP {
+		return errors.New("TCP is answered anyway; these are UDP ports")
+	}
+	return nil
+}
