@@ -432,8 +432,8 @@ func (x *SyncRequest) GetPolicies() []*PolicyRef {
 // Hello announces what a daemon understands beyond the published protocol.
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Features by name: "ports", "expires_at", "private", "audit", "replies", "loopback", "source", "refuse_with",
-	// "forward", "results", "named_policies", "go_away". Unknown ones are to be ignored.
+	// Features by name: "ports", "expires_at", "private", "audit", "replies", "replies_udp", "loopback", "source",
+	// "refuse_with", "forward", "results", "named_policies", "go_away". Unknown ones are to be ignored.
 	Features []string `protobuf:"bytes,1,rep,name=features,proto3" json:"features,omitempty"`
 	// Identity of this run of the daemon; another after every start.
 	InstanceId string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
@@ -1540,7 +1540,8 @@ type SubscribedAck struct {
 	Replies Replies `protobuf:"varint,101,opt,name=replies,proto3,enum=netfence.v1.Replies" json:"replies,omitempty"`
 	// Puts the attachment under a named policy, in place of all other fields. Needs the feature "named_policies".
 	UsePolicy *PolicyRef `protobuf:"bytes,102,opt,name=use_policy,json=usePolicy,proto3" json:"use_policy,omitempty"`
-	// Local UDP ports that inbound packets may open a reply flow to; none: no UDP replies. Needs the feature "replies".
+	// Local UDP ports that inbound packets may open a reply flow to; none: no UDP replies. Needs the feature
+	// "replies_udp".
 	RepliesUdp []*PortRange `protobuf:"bytes,103,rep,name=replies_udp,json=repliesUdp,proto3" json:"replies_udp,omitempty"`
 	// What passes through loopback. Needs the feature "loopback".
 	Loopback Loopback `protobuf:"varint,104,opt,name=loopback,proto3,enum=netfence.v1.Loopback" json:"loopback,omitempty"`

@@ -754,7 +754,8 @@ type BulkUpdate struct {
 	Audit bool `protobuf:"varint,100,opt,name=audit,proto3" json:"audit,omitempty"`
 	// Whether reply flows pass. Needs the feature "replies".
 	Replies Replies `protobuf:"varint,101,opt,name=replies,proto3,enum=netfence.v1.Replies" json:"replies,omitempty"`
-	// Local UDP ports that inbound packets may open a reply flow to; none: no UDP replies. Needs the feature "replies".
+	// Local UDP ports that inbound packets may open a reply flow to; none: no UDP replies. Needs the feature
+	// "replies_udp".
 	RepliesUdp []*PortRange `protobuf:"bytes,103,rep,name=replies_udp,json=repliesUdp,proto3" json:"replies_udp,omitempty"`
 	// What passes through loopback. Needs the feature "loopback".
 	Loopback Loopback `protobuf:"varint,104,opt,name=loopback,proto3,enum=netfence.v1.Loopback" json:"loopback,omitempty"`
