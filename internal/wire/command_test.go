@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire_test
+
+import (
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/netfence/netfence/internal/wire"
+	"github.com/netfence/netfence/policy"
+)
+
+func TestChangeFrom(t *testing.T) {
+	ten := netip.MustParsePrefix("10.0.0.0/8")
+	before := &policy.Policy{
+		Mode: policy.ModeAllowlist,
+		Deny: []policy.Rule{{Prefix: ten}},
+		DNS:  policy.DNS{Mode: policy.DNSAllowlist, Allow: []policy.DomainRule{{Domain: "x.example"}}},
+	}
+	with := func(edit func(p *policy.Policy)) *policy.Policy {
+		p := *before
+		edit(&p)
+		return &p
+	}
+	for _, tt := range []struct {
+		name, command string
+		want          *policy.Policy
+		whole         bool
+		warning       string
+	}{
+		{"set_mode", `set_mode { mode: POLICY_MODE_DENYLIST }`,
+			with(func(p *policy.Policy) { p.Mode = policy.ModeDenylist }), false, ""},
+		{"allow_cidr", `allow_cidr { cidr: "10.9.9.9/8" ports { first: 443 } }`,
+			with(func(p *policy.Policy) {
+				p.Allow = []policy.Rule{{Prefix: ten, Ports: []policy.Ports{{First: 443, Last: 443}}}}
+			}), false, "allow_cidr.cidr: prefix 10.9.9.9/8 has host bits set; taken as 10.0.0.0/8"},
+		{"deny_cidr", `deny_cidr { cidr: "192.0.2.1" }`,
+			with(func(p *policy.Policy) {
+				p.Deny = []policy.Rule{{Prefix: ten}, {Prefix: netip.MustParsePrefix("192.0.2.1/32")}}
+			}), false, ""},
+		{"remove_cidr", `remove_cidr: "10.1.0.0/8"`,
+			with(func(p *policy.Policy) { p.Deny = nil }), false,
+			"remove_cidr: prefix 10.1.0.0/8 has host bits set; taken as 10.0.0.0/8"},
+		{"remove_cidr of none", `remove_cidr: "192.0.2.0/24"`, before, false, ""},
+		{"set_dns_mode", `set_dns_mode { mode: DNS_MODE_DISABLED }`,
+			with(func(p *policy.Policy) { p.DNS.Mode = policy.DNSDisabled }), false, ""},
+		{"allow_domain", `allow_domain { domain: "*.Y.example" }`,
+			with(func(p *policy.Policy) {
+				p.DNS.Allow = []policy.DomainRule{{Domain: "x.example"}, {Domain: "*.y.example", Force: true}}
+			}), false, ""},
+		{"deny_domain", `deny_domain { domain: "y.example" include_subdomains: true }`,
+			with(func(p *policy.Policy) {
+				p.DNS.Deny = []policy.DomainRule{{Domain: "y.example", IncludeSubdomains: true, Force: true}}
+			}), false, ""},
+		{"remove_domain", `remove_domain: "X.Example."`,
+			with(func(p *policy.Policy) { p.DNS.Allow = nil }), false, ""},
+		{"bulk_update", `bulk_update { ` + rich + ` }`, richPolicy, true, ""},
+		{"subscribed_ack", `subscribed_ack { ` + rich + ` }`, richPolicy, true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			change, err := wire.ChangeFrom(command(t, tt.command))
+			if err != nil {
+				t.Fatal(err)
+			}
+			untouched := *before
+			got, err := change.Edit(before)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(normal(got), normal(tt.want)) {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+			if !reflect.DeepEqual(*before, untouched) {
+				t.Error("the policy in force was edited")
+			}
+			if change.Whole != tt.whole || strings.Join(change.Warnings, "|") != tt.warning {
+				t.Errorf("whole %v, warnings %q", change.Whole, change.Warnings)
+			}
+		})
+	}
+}
+
+// normal takes empty lists for none.
+func normal(p *policy.Policy) policy.Policy {
+	n := *p
+	n.Allow, n.Deny = append([]policy.Rule(nil), p.Allow...), append([]policy.Rule(nil), p.Deny...)
+	n.DNS.Allow = append([]policy.DomainRule(nil), p.DNS.Allow...)
+	n.DNS.Deny = append([]policy.DomainRule(nil), p.DNS.Deny...)
+	return n
+}
+
+func TestChangeFromRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		command, field string
+		unimplemented  bool
+	}{
+		{``, "command", false},
+		{`sync_ack {}`, "command", false},
+		{`go_away {}`, "command", false},
+		{`set_mode {}`, "set_mode.mode", false},
+		{`set_mode { mode: 12 }`, "set_mode.mode", false},
+		{`set_dns_mode {}`, "set_dns_mode.mode", false},
+		{`allow_cidr { cidr: "x" }`, "allow_cidr.cidr", false},
+		{`deny_cidr { cidr: "::/0" ports {} }`, "deny_cidr.ports[0]", false},
+		{`remove_cidr: ""`, "remove_cidr", false},
+		{`allow_domain { domain: "" }`, "allow_domain.domain", false},
+		{`deny_domain { domain: "a b" }`, "deny_domain.domain", false},
+		{`remove_domain: ".."`, "remove_domain", false},
+		{`bulk_update {}`, "bulk_update.mode", false},
+		{`subscribed_ack {}`, "subscribed_ack.mode", false},
+		{`bulk_update { mode: POLICY_MODE_ALLOWLIST allow_cidrs { cidr: "10.0.0.0/8" } allow_cidrs { cidr: "10.0.0/8" } }`,
+			"bulk_update.allow_cidrs[1].cidr", false},
+		{`put_policy { name: "base" }`, "put_policy", true},
+		{`delete_policy: "base"`, "delete_policy", true},
+		{`use_policy { name: "base" }`, "use_policy", true},
+		{`subscribed_ack { use_policy { name: "base" } mode: POLICY_MODE_ALLOWLIST }`, "subscribed_ack.use_policy", true},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			cmd := command(t, tt.command)
+			change, err := wire.ChangeFrom(cmd)
+			refused := wantRefused(t, err)
+			if change.Edit != nil {
+				t.Error("an edit beside the refusal")
+			}
+			if got := refused.Violations[0].Field; got != tt.field || refused.Unimplemented != tt.unimplemented {
+				t.Errorf("got %s (unimplemented %v): %v", got, refused.Unimplemented, err)
+			}
+			if list := wire.Violations(cmd, err); list[0].GetField() != tt.field {
+				t.Errorf("result names %s", list[0].GetField())
+			}
+		})
+	}
+}
+
+// Reasons that package policy finds come out by the fields of the command.
+func TestViolationsOfPolicy(t *testing.T) {
+	cmd := command(t, `bulk_update { mode: POLICY_MODE_ALLOWLIST }`)
+	for _, tt := range []struct {
+		err   error
+		field string
+	}{
+		{&policy.InvalidError{Field: "allow[2]", Value: "v", Reason: "r"}, "bulk_update.allow_cidrs[2]"},
+		{&policy.InvalidError{Field: "deny[0]", Value: "v", Reason: "r"}, "bulk_update.deny_cidrs[0]"},
+		{&policy.InvalidError{Field: "dns.allow[1]", Value: "v", Reason: "r"}, "bulk_update.dns.allow_domains[1]"},
+		{&policy.InvalidError{Field: "dns.upstreams[1]", Value: "v", Reason: "r"}, "bulk_update.dns.upstream_servers[1]"},
+		{&policy.InvalidError{Field: "rules", Value: "v", Reason: "r"}, "bulk_update.rules"},
+		{errors.New("the kernel has no room"), "bulk_update"},
+	} {
+		list := wire.Violations(cmd, tt.err)
+		if len(list) != 1 || list[0].GetField() != tt.field || list[0].GetExpected() == "" {
+			t.Errorf("%v: got %v", tt.err, list)
+		}
+	}
+}
+
+func TestApplied(t *testing.T) {
+	got := wire.Applied("r7", &policy.Policy{Audit: true}, errors.New(strings.Repeat("x", 1000)))
+	if got.GetRevision() != "r7" || !got.GetAudit() || len(got.GetError()) != 256 {
+		t.Errorf("got %v", got)
+	}
+	if got := wire.Applied("", policy.BlockAll(), nil); got.GetError() != "" || got.GetAudit() {
+		t.Errorf("got %v", got)
+	}
+}
