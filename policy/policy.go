@@ -23,16 +23,20 @@ import (
 // A Policy is immutable once it has been handed on; its edits (With…,
 // Without…) and [Policy.Settle] return a copy.
 type Policy struct {
-	Mode  Mode
-	Audit bool // evaluate and count as would-deny, but pass everything
+	Mode Mode `json:"mode"`
+	// Audit: evaluate and count as would-deny, but pass everything.
+	Audit bool `json:"audit"`
 	// Allow and Deny are consulted together: the longest prefix wins, and on
 	// a tie deny wins.
-	Allow, Deny []Rule
-	Replies     ReplyMode
-	RepliesUDP  []Ports // local UDP ports whose inbound flows are answered
-	Loopback    LoopbackMode
-	Source      []Source // source addresses that the workload may use; none: any
-	DNS         DNS
+	Allow   []Rule    `json:"allow_cidrs"`
+	Deny    []Rule    `json:"deny_cidrs"`
+	Replies ReplyMode `json:"replies"`
+	// RepliesUDP are the workload's UDP ports whose inbound flows are answered.
+	RepliesUDP []Ports      `json:"replies_udp"`
+	Loopback   LoopbackMode `json:"loopback"`
+	// Source lists what the workload may send from; none: any address.
+	Source []Source `json:"source"`
+	DNS    DNS      `json:"dns"`
 }
 
 // Rule is an address rule.
@@ -58,28 +62,36 @@ type DomainRule struct {
 	// Domain is in canonical form: lower case, A-labels, no final dot.
 	// "*.x" is every name below x at any depth, but not x; "*" is every name.
 	// ParseDomain makes the form.
-	Domain            string
-	IncludeSubdomains bool    // Domain and every name below it
-	Ports             []Ports // what its learned addresses are open for; none: every protocol
-	Private           bool    // answers may be private addresses
-	Force             bool    // Domain may be a public suffix
+	Domain string `json:"domain"`
+	// IncludeSubdomains adds every name below Domain.
+	IncludeSubdomains bool `json:"include_subdomains,omitempty"`
+	// Ports are what its learned addresses are open for; none: every protocol.
+	Ports []Ports `json:"ports,omitempty"`
+	// Private: answers may be private addresses.
+	Private bool `json:"private,omitempty"`
+	// Force: Domain may be a public suffix.
+	Force bool `json:"force,omitempty"`
 }
 
 // ZoneForward sends the queries for a zone, and for all names below it, to
 // other servers.
 type ZoneForward struct {
-	Zone     string // canonical, as DomainRule.Domain, without wildcard
-	To       []netip.AddrPort
-	Original bool // to the server that the workload asked; To is then empty
+	// Zone is canonical as DomainRule.Domain is, without wildcard.
+	Zone string           `json:"zone"`
+	To   []netip.AddrPort `json:"to,omitempty"`
+	// Original: to the server that the workload asked. To is then empty.
+	Original bool `json:"original,omitempty"`
 }
 
 // DNS is the part of a policy that decides names.
 type DNS struct {
-	Mode        DNSMode
-	Allow, Deny []DomainRule
-	Upstreams   []netip.AddrPort // none: the daemon's
-	RefuseWith  RefuseCode
-	Forward     []ZoneForward
+	Mode  DNSMode      `json:"mode"`
+	Allow []DomainRule `json:"allow_domains"`
+	Deny  []DomainRule `json:"deny_domains"`
+	// Upstreams are the servers to ask; none: the daemon's.
+	Upstreams  []netip.AddrPort `json:"upstream_servers"`
+	RefuseWith RefuseCode       `json:"refuse_with"`
+	Forward    []ZoneForward    `json:"forward"`
 }
 
 // BlockAll returns the policy of an attachment that nothing has configured yet.
