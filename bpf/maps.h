@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * One set of maps for all attachments, pinned by name. The daemon writes all of
+ * them but counters, drops and flows, which the programs write.
+ */
+#ifndef NETFENCE_MAPS_H
+#define NETFENCE_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+/* Index 0: the last incarnation given out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_meta SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, struct attachment);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_attachments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct interface_key);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_interfaces SEC(".maps");
+
+/*
+ * Cgroup identity. The kernel keeps a cgroup's entry when its last program goes,
+ * so detach writes 0 first. Keyed by cgroup alone: all programs share the entry.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_cgroups SEC(".maps");
+
+/* attachment → policy word */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_words SEC(".maps");
+
+/* slot → longest-prefix table; immutable while a word names the slot */
+struct table {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct prefix));
+	__uint(value_size, sizeof(struct clause));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct table);
+} nf_tables SEC(".maps");
+
+/* slot → clauses beyond the one that stands in the table itself; most slots have none */
+struct clauses {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP); /* lengths differ */
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct clause));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct clauses);
+} nf_clauses SEC(".maps");
+
+/* slot → what it holds; the programs do not read it */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__type(value, struct slot_content);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, struct counters);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_counters SEC(".maps");
+
+/*
+ * attachment * MAX_REASONS + reason → packets. Not per CPU: 8 MiB for all
+ * attachments on any host, and a dropped packet can pay for the atomic add.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS *MAX_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_flows SEC(".maps");
+
+/* attachment → live entries of nf_flows: the bound of each, and "none" at a glance */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_flow_counts SEC(".maps");
+
+/* Sockets of the daemon itself, exempt where it shares the filtered device. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_exempt SEC(".maps");
+
+#endif

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The programs. Each only adapts its hook to the logic in the headers:
+ *
+ *   nf_out_*   tc, where the workload's packets enter the host: the verdict
+ *   nf_host_*  tc egress of a device that the daemon shares: likewise, but for
+ *              the daemon's own sockets
+ *   nf_in_*    tc, the other side of the same device: reply flows, never a drop
+ *   nf_cg_*    cgroup: the verdict on egress, reply flows on ingress
+ *   nf_connect*, nf_sendmsg*  cgroup: the same verdict early enough for EPERM;
+ *              what they let pass is still judged packet by packet
+ *
+ * _l2 is for devices with a link-layer header, _l3 for those without (tun).
+ */
+#include "flow.h"
+#include "loopback.h"
+
+#define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
+#define TC_DROP 2 /* TC_ACT_SHOT */
+#define SK_PASS_PACKET 1
+#define SK_DROP_PACKET 0
+
+/* interface_identity is 0 for a device, or a namespace, that is not attached. */
+static __always_inline __u64 interface_identity(struct __sk_buff *skb)
+{
+	struct interface_key key = {
+		.netns = bpf_get_netns_cookie(skb),
+		.ifindex = skb->ifindex,
+	};
+	__u64 *identity = bpf_map_lookup_elem(&nf_interfaces, &key);
+
+	return identity ? *identity : 0;
+}
+
+static __always_inline enum reason parse(struct __sk_buff *skb, int headerless, struct packet *p)
+{
+	return headerless ? parse_network(skb, skb->protocol, 0, p) : parse_frame(skb, p);
+}
+
+static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u64 identity,
+						     int headerless)
+{
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	struct packet p = {};
+	enum reason reason;
+
+	if (!identity)
+		return REASON_UNATTACHED;
+	switch (WORD_MODE(word)) {
+	case MODE_DISABLED:
+		return REASON_NONE;
+	case MODE_ALLOWLIST:
+	case MODE_DENYLIST:
+		break;
+	default:
+		return REASON_MODE;
+	}
+	reason = parse(skb, headerless, &p);
+	if (reason)
+		return reason;
+	if (configures(&p))
+		return REASON_NONE;
+	if (is_loopback(&p.dst))
+		return REASON_LOOPBACK;
+	reason = judge(word, &p);
+	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, &p, 0))
+		return REASON_NONE;
+	return reason;
+}
+
+static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless)
+{
+	__u64 identity = interface_identity(skb);
+	enum reason reason = interface_verdict(skb, identity, headerless);
+
+	count(IDENTITY_ATTACHMENT(identity), reason, skb->len);
+	return reason ? TC_DROP : TC_PASS;
+}
+
+static __always_inline int is_exempt(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	return sk && bpf_sk_storage_get(&nf_exempt, sk, NULL, 0);
+}
+
+static __always_inline int interface_inbound(struct __sk_buff *skb, int headerless)
+{
+	__u64 identity = interface_identity(skb);
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	struct packet p = {};
+
+	if (identity && WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_REPLIES &&
+	    !parse(skb, headerless, &p) && !p.arp)
+		flow_inbound(identity, &p, 0);
+	return TC_PASS;
+}
+
+SEC("tc")
+int nf_out_l2(struct __sk_buff *skb)
+{
+	return interface_outbound(skb, 0);
+}
+
+SEC("tc")
+int nf_out_l3(struct __sk_buff *skb)
+{
+	return interface_outbound(skb, 1);
+}
+
+SEC("tc")
+int nf_host_l2(struct __sk_buff *skb)
+{
+	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 0);
+}
+
+SEC("tc")
+int nf_host_l3(struct __sk_buff *skb)
+{
+	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 1);
+}
+
+SEC("tc")
+int nf_in_l2(struct __sk_buff *skb)
+{
+	return interface_inbound(skb, 0);
+}
+
+SEC("tc")
+int nf_in_l3(struct __sk_buff *skb)
+{
+	return interface_inbound(skb, 1);
+}
+
+static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity)
+{
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
+	struct packet p = {};
+	enum reason reason;
+
+	if (!identity)
+		return REASON_UNATTACHED;
+	switch (WORD_MODE(word)) {
+	case MODE_DISABLED:
+		return REASON_NONE;
+	case MODE_ALLOWLIST:
+	case MODE_DENYLIST:
+		break;
+	default:
+		return REASON_MODE;
+	}
+	reason = parse_network(skb, skb->protocol, 0, &p);
+	if (reason)
+		return reason;
+	if (loopback)
+		return loopback_verdict(skb, identity, word, &p);
+	if (is_loopback(&p.dst))
+		return REASON_LOOPBACK;
+	reason = judge(word, &p);
+	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, &p, 0))
+		return REASON_NONE;
+	return reason;
+}
+
+SEC("cgroup_skb/egress")
+int nf_cg_egress(struct __sk_buff *skb)
+{
+	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
+	enum reason reason = cgroup_verdict(skb, identity);
+
+	count(IDENTITY_ATTACHMENT(identity), reason, skb->len);
+	return reason ? SK_DROP_PACKET : SK_PASS_PACKET;
+}
+
+SEC("cgroup_skb/ingress")
+int nf_cg_ingress(struct __sk_buff *skb)
+{
+	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
+	struct packet p = {};
+
+	/* on lo, a reply flow serves denylist too: its default there is closed */
+	if (identity && word & WORD_REPLIES &&
+	    (WORD_MODE(word) == MODE_ALLOWLIST || (loopback && WORD_MODE(word) == MODE_DENYLIST)) &&
+	    !parse_network(skb, skb->protocol, 0, &p))
+		flow_inbound(identity, &p, loopback);
+	return SK_PASS_PACKET;
+}
+
+/*
+ * early_verdict refuses at connect and sendmsg what the packets would be
+ * refused for. Only TCP and UDP: other protocols have no ports here, and their
+ * packets are judged anyway. Nothing is known yet of the device, so whatever
+ * may leave through lo waits for its packets.
+ */
+static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct address *to)
+{
+	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	struct packet p = {
+		.dst = *to,
+		.dst_port = bpf_ntohs(ctx->user_port),
+		.protocol = ctx->protocol,
+	};
+	enum reason reason = REASON_NONE;
+
+	if (!identity)
+		reason = REASON_UNATTACHED;
+	else if (WORD_MODE(word) == MODE_DISABLED)
+		return SK_PASS_PACKET;
+	else if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
+		reason = REASON_MODE;
+	else if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP)
+		return SK_PASS_PACKET;
+	else if (!is_loopback(to) && !is_unspecified(to))
+		reason = judge(word, &p);
+	if (!reason)
+		return SK_PASS_PACKET; /* not counted: its packets will be */
+	count(IDENTITY_ATTACHMENT(identity), reason, 0);
+	return SK_DROP_PACKET;
+}
+
+static __always_inline int early_verdict4(struct bpf_sock_addr *ctx)
+{
+	struct address to;
+
+	set_ipv4(&to, ctx->user_ip4);
+	return early_verdict(ctx, &to);
+}
+
+static __always_inline int early_verdict6(struct bpf_sock_addr *ctx)
+{
+	struct address to = {
+		.word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] },
+	};
+
+	return early_verdict(ctx, &to);
+}
+
+SEC("cgroup/connect4")
+int nf_connect4(struct bpf_sock_addr *ctx)
+{
+	return early_verdict4(ctx);
+}
+
+SEC("cgroup/connect6")
+int nf_connect6(struct bpf_sock_addr *ctx)
+{
+	return early_verdict6(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int nf_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return early_verdict4(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int nf_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return early_verdict6(ctx);
+}
+
+/* Run by the daemon: ends the flows of one attachment that outlived a change, or all expired. */
+SEC("syscall")
+int nf_flows_end(struct flows_query *ctx)
+{
+	struct flows_query query = { .attachment = ctx->attachment };
+
+	bpf_for_each_map_elem(&nf_flows, flow_visit, &query, 0);
+	ctx->ended = query.ended;
+	return 0;
+}
+
+/* Types that Go is generated from and that no map names. */
+const volatile struct {
+	enum attachment_flag attachment_flag;
+	enum word_flag word_flag;
+	enum mode mode;
+	enum match match;
+	enum clause_verdict clause_verdict;
+	enum reason reason;
+	struct prefix prefix;
+	struct clause clause;
+} generated_types = {};
+
+/* bpf_sk_lookup and the ring buffer want a GPL-compatible licence, which the dual one is. */
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

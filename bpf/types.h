@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What C and Go agree on. bpf2go turns these types into Go (see
+ * internal/datapath/generate.go), so each has explicit padding and no pointers.
+ * Any change here that an older daemon would misread is a new ABI version.
+ */
+#ifndef NETFENCE_TYPES_H
+#define NETFENCE_TYPES_H
+
+#include <linux/types.h>
+
+#define MAX_ATTACHMENTS 32768 /* attachment 0 is nobody: it counts what has no attachment */
+#define MAX_SLOTS 65536 /* tables in use, being built and cooling down */
+#define MAX_FLOWS 1048576
+#define MAX_CHAIN 128 /* policy.MaxChain */
+#define MAX_REASONS 32
+
+/* An address of either family in network order; IPv4 is ::ffff:a.b.c.d. */
+struct address {
+	__be32 word[4];
+};
+
+/* policy.Mode. Zero, the value of an unset word, is the closed one. */
+enum mode {
+	MODE_BLOCK_ALL,
+	MODE_ALLOWLIST,
+	MODE_DENYLIST,
+	MODE_DISABLED,
+};
+
+/*
+ * The policy word of an attachment: everything that a packet needs to know of
+ * the policy in force, in one aligned store. The generation only ever grows,
+ * also when the attachment's index is used again.
+ */
+#define WORD_MODE(word) ((word)&0xf)
+#define WORD_SLOT(word) (((word) >> 12) & 0xfffff)
+enum word_flag {
+	WORD_REPLIES = 1 << 4, /* reply flows are permitted */
+	WORD_LOOPBACK_ALLOW = 1 << 6, /* neither bit: own */
+	WORD_LOOPBACK_DENY = 1 << 7,
+};
+
+enum attachment_flag {
+	ATTACHMENT_INTERFACE = 1 << 0, /* else a cgroup */
+	ATTACHMENT_EGRESS = 1 << 1, /* outbound packets leave by the device's egress */
+	ATTACHMENT_HEADERLESS = 1 << 2, /* the device has no link-layer header */
+};
+
+/* Who an attachment is. incarnation 0: this index is free. */
+struct attachment {
+	__u8 id[16]; /* UUID */
+	__u64 scope; /* interface: netns cookie; cgroup: cgroup id */
+	__u32 ifindex; /* cgroup: 0 */
+	__u32 level; /* cgroup: depth below the root */
+	__u32 incarnation; /* never reused */
+	__u32 flags; /* enum attachment_flag */
+};
+
+/* Interface identity. An ifindex means something only together with its namespace. */
+struct interface_key {
+	__u64 netns;
+	__u32 ifindex;
+	__u32 pad;
+};
+
+/* identity: attachment in the low half, incarnation in the high half. 0: unconfigured. */
+#define IDENTITY_ATTACHMENT(identity) ((__u32)(identity))
+#define IDENTITY_INCARNATION(identity) ((__u32)((identity) >> 32))
+
+struct prefix {
+	__u32 length; /* bits; an IPv4 /n has 96+n */
+	struct address address;
+};
+
+/* policy.Match */
+enum match {
+	MATCH_ANY = 0, /* every protocol, fragments included */
+	MATCH_TCP = 6,
+	MATCH_UDP = 17,
+	MATCH_TCP_UDP = 255,
+};
+
+/* policy.ClauseVerdict */
+enum clause_verdict {
+	VERDICT_DENY,
+	VERDICT_ALLOW,
+	VERDICT_NONE, /* no rule speaks: the mode decides */
+};
+
+/*
+ * One step of the answer for a prefix, policy.Clause. A clause that does not
+ * speak of the packet hands on to next, and so on to the covering prefixes.
+ */
+struct clause {
+	__u64 deadline; /* bpf_ktime_get_boot_ns(); 0: never */
+	__u16 first; /* ports, host order */
+	__u16 last;
+	__u8 match; /* enum match */
+	__u8 verdict; /* enum clause_verdict */
+	__u16 pad;
+	__u32 next; /* index into the clauses of the same slot; 0: VERDICT_NONE */
+	__u32 rule; /* 1-based, allow rules first */
+};
+
+/* What a slot holds, so that a restarted daemon knows it again. */
+struct slot_content {
+	__u8 hash[32]; /* policy.Table.Hash */
+};
+
+/* Why a packet is dropped. Append only: the numbers are counted in pinned maps. */
+enum reason {
+	REASON_NONE, /* it passes */
+	REASON_MODE, /* block-all, or no policy yet */
+	REASON_NO_RULE, /* allowlist: no rule allows the destination */
+	REASON_RULE, /* a deny rule */
+	REASON_LOOPBACK, /* loopback address off lo, or a service on lo that is not the workload's */
+	REASON_UNATTACHED, /* nobody is known behind this interface or cgroup */
+	REASON_NO_TABLE, /* the rules are missing or their chain does not end */
+	REASON_NOT_IP, /* neither IP nor ARP */
+	REASON_VLAN_DEPTH, /* more than two VLAN tags */
+	REASON_TRUNCATED, /* a header is cut off */
+	REASON_MALFORMED,
+	REASON_SOURCE_ROUTE, /* IPv4 option LSRR or SSRR */
+	REASON_ROUTING_HEADER, /* IPv6, segments left */
+	REASON_EXTENSION_HEADERS, /* IPv6, more than we walk */
+};
+
+struct counters {
+	__u64 allowed_packets;
+	__u64 allowed_bytes;
+	__u64 dropped_packets;
+	__u64 dropped_bytes;
+};
+
+/*
+ * A reply flow: somebody outside has opened it, so its answers may leave.
+ * Keyed by incarnation, never by attachment: a recycled index inherits nothing.
+ */
+struct flow_key {
+	struct address local; /* the workload's */
+	struct address remote;
+	__u32 incarnation;
+	__u16 local_port; /* host order; echo: the identifier */
+	__u16 remote_port; /* echo: 0 */
+	__u8 protocol;
+	__u8 loopback; /* through lo: permits nothing on any other device */
+	__u16 pad;
+};
+
+struct flow {
+	__u64 deadline; /* bpf_ktime_get_boot_ns() */
+	__u32 attachment;
+	__u32 pad;
+};
+
+/* Argument of the program that ends flows. */
+struct flows_query {
+	__u32 attachment; /* 0: all, and only the expired ones */
+	__u32 ended; /* out: how many */
+};
+
+#endif

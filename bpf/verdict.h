@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Whether a packet may go where it is addressed, by the rules in force. */
+#ifndef NETFENCE_VERDICT_H
+#define NETFENCE_VERDICT_H
+
+#include "maps.h"
+#include "parse.h"
+
+#define DHCP_CLIENT 68
+#define DHCP_SERVER 67
+#define DHCPV6_CLIENT 546
+#define DHCPV6_SERVER 547
+#define MAX_DISCOVERY_LENGTH 256 /* bytes; neighbour discovery must not carry a payload out */
+
+#define ICMPV6_MLD_REPORT 131
+#define ICMPV6_MLD_DONE 132
+#define ICMPV6_ROUTER_SOLICITATION 133
+#define ICMPV6_NEIGHBOUR_SOLICITATION 135
+#define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
+#define ICMPV6_MLD2_REPORT 143
+
+static __always_inline int is_ipv4(const struct address *a)
+{
+	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int is_loopback(const struct address *a)
+{
+	if (is_ipv4(a))
+		return (a->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !a->word[0] && !a->word[1] && !a->word[2] && a->word[3] == bpf_htonl(1);
+}
+
+static __always_inline int is_unspecified(const struct address *a)
+{
+	return !a->word[0] && !a->word[1] && !a->word[3] &&
+	       (!a->word[2] || a->word[2] == bpf_htonl(0xffff));
+}
+
+static __always_inline int is_multicast(const struct address *a)
+{
+	if (is_ipv4(a)) /* 224.0.0.0/4, and 240.0.0.0/4 with the broadcast address */
+		return (a->word[3] & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
+	return (a->word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/*
+ * embedded_ipv4 finds the IPv4 destination that a translator or tunnel on the
+ * way would take out of an IPv6 address: 64:ff9b::/96 (RFC 6052), 2002::/16
+ * (RFC 3056) and ::/96 (RFC 4291 section 2.5.5.1) but :: and ::1.
+ */
+static __always_inline int embedded_ipv4(const struct address *a, struct address *inner)
+{
+	if (a->word[0] == bpf_htonl(0x0064ff9b) && !a->word[1] && !a->word[2]) {
+		set_ipv4(inner, a->word[3]);
+		return 1;
+	}
+	if ((a->word[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0x20020000)) {
+		set_ipv4(inner, bpf_htonl(bpf_ntohl(a->word[0]) << 16 | bpf_ntohl(a->word[1]) >> 16));
+		return 1;
+	}
+	if (!a->word[0] && !a->word[1] && !a->word[2] && bpf_ntohl(a->word[3]) > 1) {
+		set_ipv4(inner, a->word[3]);
+		return 1;
+	}
+	return 0;
+}
+
+static __always_inline int speaks(const struct clause *c, const struct packet *p)
+{
+	if (c->deadline && bpf_ktime_get_boot_ns() >= c->deadline)
+		return 0;
+	if (c->match == MATCH_ANY)
+		return 1;
+	if (p->portless || p->dst_port < c->first || p->dst_port > c->last)
+		return 0;
+	if (c->match == MATCH_TCP_UDP)
+		return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP;
+	return c->match == p->protocol;
+}
+
+static __always_inline enum reason said(const struct clause *c)
+{
+	if (c->verdict == VERDICT_ALLOW)
+		return REASON_NONE;
+	return c->verdict == VERDICT_NONE ? REASON_NO_RULE : REASON_RULE;
+}
+
+struct chain {
+	const struct packet *packet;
+	__u32 slot;
+	__u32 next;
+	enum reason reason;
+};
+
+/* The inner map is looked up for each step: few packets come here, and for few steps. */
+static long walk_chain(__u32 i, struct chain *chain)
+{
+	const struct clause *c;
+	void *clauses = bpf_map_lookup_elem(&nf_clauses, &chain->slot);
+
+	if (!clauses)
+		return 1;
+	c = bpf_map_lookup_elem(clauses, &chain->next);
+	if (!c)
+		return 1;
+	if (speaks(c, chain->packet)) {
+		chain->reason = said(c);
+		return 1;
+	}
+	chain->next = c->next;
+	if (chain->next)
+		return 0;
+	chain->reason = REASON_NO_RULE;
+	return 1;
+}
+
+/*
+ * by_rules looks the destination up in the slot's table. NONE: a rule allows
+ * it; RULE: one denies it; NO_RULE: none speaks of it. Slot 0 has no rules by
+ * design; any other slot without a table is a fault, and a drop in every mode.
+ */
+__attribute__((noinline)) int by_rules(__u32 slot, const struct packet *p,
+				       const struct address *destination)
+{
+	struct prefix key = { .length = 128 };
+	struct chain chain = { .packet = p, .slot = slot, .reason = REASON_NO_TABLE };
+	const struct clause *c;
+	void *table;
+
+	if (!p || !destination)
+		return REASON_NO_TABLE;
+	if (!slot)
+		return REASON_NO_RULE;
+	key.address = *destination;
+	table = bpf_map_lookup_elem(&nf_tables, &slot);
+	if (!table)
+		return REASON_NO_TABLE;
+	c = bpf_map_lookup_elem(table, &key);
+	if (!c)
+		return REASON_NO_RULE;
+	if (speaks(c, p))
+		return said(c);
+	chain.next = c->next;
+	if (!chain.next)
+		return REASON_NO_RULE;
+	bpf_loop(MAX_CHAIN, walk_chain, &chain, 0);
+	return chain.reason;
+}
+
+/* by_mode turns the rules' silence into the mode's default. */
+static __always_inline enum reason by_mode(__u64 word, enum reason reason)
+{
+	if (reason == REASON_NO_RULE && WORD_MODE(word) == MODE_DENYLIST)
+		return REASON_NONE;
+	return reason;
+}
+
+/*
+ * judge is the verdict by destination, in the modes that have rules. What a
+ * translator would unwrap must be permitted inside as well as outside.
+ */
+static __always_inline enum reason judge(__u64 word, const struct packet *p)
+{
+	struct address inner;
+	enum reason reason = by_rules(WORD_SLOT(word), p, &p->dst);
+
+	reason = by_mode(word, reason);
+	if (reason == REASON_NONE && embedded_ipv4(&p->dst, &inner))
+		reason = by_mode(word, by_rules(WORD_SLOT(word), p, &inner));
+	return reason;
+}
+
+/*
+ * configures is true for what a host must send before it can send anything
+ * else: DHCP to everyone, neighbour discovery and MLD on the link. Router
+ * advertisements and redirects are not among it: they configure others.
+ */
+static __always_inline int configures(const struct packet *p)
+{
+	int link_local, link_multicast;
+
+	if (p->arp)
+		return 1;
+	if (p->fragment || p->extended)
+		return 0;
+	if (p->protocol == IPPROTO_UDP) {
+		if (is_ipv4(&p->dst))
+			return p->dst.word[3] == bpf_htonl(0xffffffff) &&
+			       p->src_port == DHCP_CLIENT && p->dst_port == DHCP_SERVER;
+		return p->dst.word[0] == bpf_htonl(0xff020000) && !p->dst.word[1] &&
+		       !p->dst.word[2] && p->dst.word[3] == bpf_htonl(0x00010002) &&
+		       p->src_port == DHCPV6_CLIENT && p->dst_port == DHCPV6_SERVER;
+	}
+	if (p->protocol != IPPROTO_ICMPV6 || is_ipv4(&p->dst) || p->length > MAX_DISCOVERY_LENGTH)
+		return 0;
+	link_multicast = (p->dst.word[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xff020000);
+	link_local = (p->dst.word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+	switch (p->icmp_type) {
+	case ICMPV6_ROUTER_SOLICITATION:
+	case ICMPV6_NEIGHBOUR_SOLICITATION:
+	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
+		return p->hop_limit == 255 && (link_multicast || link_local);
+	case ICMPV6_MLD_REPORT:
+	case ICMPV6_MLD_DONE:
+	case ICMPV6_MLD2_REPORT:
+		return p->hop_limit == 1 && link_multicast;
+	}
+	return 0;
+}
+
+static __always_inline __u64 policy_word(__u32 attachment)
+{
+	/* one load: a packet sees one policy, whole */
+	volatile __u64 *word = bpf_map_lookup_elem(&nf_words, &attachment);
+
+	return word ? *word : 0;
+}
+
+static __always_inline void count(__u32 attachment, enum reason reason, __u32 bytes)
+{
+	struct counters *counters = bpf_map_lookup_elem(&nf_counters, &attachment);
+	__u32 index = attachment * MAX_REASONS + reason;
+	__u64 *drops;
+
+	if (!counters)
+		return;
+	if (reason == REASON_NONE) {
+		counters->allowed_packets++;
+		counters->allowed_bytes += bytes;
+		return;
+	}
+	counters->dropped_packets++;
+	counters->dropped_bytes += bytes;
+	drops = bpf_map_lookup_elem(&nf_drops, &index);
+	if (drops)
+		__sync_fetch_and_add(drops, 1);
+}
+
+#endif

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/target"
+)
+
+// Attach filters t under id, closed: block-all, until Replace says otherwise.
+// For an attachment that is there already it verifies the target and puts back
+// links that somebody else took away. A failed Attach leaves nothing behind.
+//
+// It takes two waits for RCU on an interface (concurrent, 8 ms on an idle
+// kernel) and none on a cgroup.
+func (d *Datapath) Attach(id string, t target.Target) error {
+	record, err := describe(id, t)
+	if err != nil {
+		return err
+	}
+	if a := d.lock(id); a != nil {
+		defer a.mu.Unlock()
+		return d.reattach(a, id, t, record)
+	}
+	a, err := d.reserve(id, record)
+	if err != nil {
+		return err
+	}
+	defer a.mu.Unlock()
+	if err := d.attach(a, id, t); err != nil {
+		return errors.Join(fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err), d.abandon(a, id))
+	}
+	return nil
+}
+
+// reserve takes an index and a fresh incarnation. It returns with a.mu held.
+func (d *Datapath) reserve(id string, record bpfAttachment) (*attachment, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known[id] != nil {
+		return nil, fmt.Errorf("attachment %s: being attached by somebody else", id)
+	}
+	if len(d.free) == 0 {
+		return nil, fmt.Errorf("%w: %d attachments", ErrFull, maxAttachments-1)
+	}
+	var last uint64
+	if err := d.bpf.NfMeta.Lookup(uint32(0), &last); err != nil {
+		return nil, fmt.Errorf("last incarnation: %w", err)
+	}
+	next := last + 1
+	if next>>32 != 0 {
+		return nil, fmt.Errorf("%w: incarnations are used up (restart with `netfenced detach --all`)", ErrFull)
+	}
+	if err := d.bpf.NfMeta.Put(uint32(0), next); err != nil {
+		return nil, fmt.Errorf("next incarnation: %w", err)
+	}
+	record.Incarnation = uint32(next)
+	a := &attachment{index: d.free[len(d.free)-1], record: record}
+	d.free = d.free[:len(d.free)-1]
+	a.mu.Lock()
+	d.known[id] = a
+	return a, nil
+}
+
+// attach makes a closed filter. Everything that a packet looks up stands before
+// the first link; the links are published, by a rename, when all are pinned.
+func (d *Datapath) attach(a *attachment, id string, t target.Target) error {
+	if err := d.enter(a); err != nil {
+		return err
+	}
+	dir := d.pins.pending(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	hooks := d.hooks(a.record)
+	if err := d.hold(a, hooks, dir, t); err != nil {
+		return err
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, d.pins.attached(id), unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("publish links: %w", err)
+	}
+	return nil
+}
+
+// enter writes what the programs will find: closed, with counters at zero.
+func (d *Datapath) enter(a *attachment) error {
+	if err := d.close(a); err != nil {
+		return err
+	}
+	if err := d.zeroCounters(a.index); err != nil {
+		return err
+	}
+	if err := d.bpf.NfFlowCounts.Put(a.index, uint64(0)); err != nil {
+		return fmt.Errorf("flow count: %w", err)
+	}
+	if err := d.bpf.NfAttachments.Put(a.index, &a.record); err != nil {
+		return fmt.Errorf("attachment record: %w", err)
+	}
+	if !isInterface(a.record) {
+		return nil
+	}
+	key := bpfInterfaceKey{Netns: a.record.Scope, Ifindex: a.record.Ifindex}
+	if err := d.bpf.NfInterfaces.Update(&key, identity(a), ebpf.UpdateNoExist); err != nil {
+		if errors.Is(err, ebpf.ErrKeyExist) {
+			return errors.New("filtered already by another attachment")
+		}
+		return fmt.Errorf("interface identity: %w", full(err))
+	}
+	return nil
+}
+
+// hold puts the hooks on the target, the verdict before anything else.
+func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target) error {
+	if isInterface(a.record) {
+		var g errgroup.Group // each waits for RCU
+		for _, h := range hooks {
+			g.Go(func() error { return h.onInterface(dir, t.Ifindex) })
+		}
+		return vanished(g.Wait())
+	}
+	for _, h := range hooks {
+		if err := h.onCgroup(dir, t.Name); err != nil {
+			return vanished(err)
+		}
+		if h.name != verdictHook {
+			continue
+		}
+		// The path may lead to another cgroup by now. Storage can be written
+		// only once a program is there; until then it is zero, which is closed.
+		if err := d.holds(h, dir, a.record); err != nil {
+			return err
+		}
+		if err := d.bpf.NfCgroups.Put(a.record.Scope, identity(a)); err != nil {
+			return fmt.Errorf("cgroup identity: %w", err)
+		}
+	}
+	return nil
+}
+
+// holds checks that a pinned link sits on the target of r.
+func (d *Datapath) holds(h hook, dir string, r bpfAttachment) error {
+	l, err := link.LoadPinnedLink(h.pin(dir), nil)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", h.name, err)
+	}
+	info, err := l.Info()
+	if err := errors.Join(err, l.Close()); err != nil {
+		return fmt.Errorf("link %s: %w", h.name, err)
+	}
+	if tcx := info.TCX(); tcx != nil && tcx.Ifindex == r.Ifindex {
+		return nil
+	}
+	if cgroup := info.Cgroup(); cgroup != nil && cgroup.CgroupId == r.Scope {
+		return nil
+	}
+	return fmt.Errorf("link %s: %w", h.name, ErrVanished)
+}
+
+// reattach is Attach for an id that the kernel knows.
+func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bpfAttachment) error {
+	if !sameTarget(a.record, record) {
+		return fmt.Errorf("attachment %s: %s %s is not what it was attached to: %w", id, t.Type, t.Name, ErrVanished)
+	}
+	dir := d.pins.attached(id)
+	hooks := d.hooks(a.record)
+	lost, err := missing(hooks, dir)
+	if err != nil {
+		return err
+	}
+	if len(lost) > 0 {
+		d.log.Warn("links were taken away, put back", "attachment", id, "links", len(lost))
+		if err := d.hold(a, lost, dir, t); err != nil {
+			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+		}
+	}
+	return d.holds(hooks[0], dir, a.record)
+}
+
+// Detach ends an attachment. One that is not there is no error.
+func (d *Datapath) Detach(id string) error {
+	a := d.lock(id)
+	if a == nil {
+		return nil
+	}
+	defer a.mu.Unlock()
+	if err := d.detach(a, id); err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	return nil
+}
+
+// detach takes the links away as one step, the rename: a crash before it leaves
+// a closed attachment, a crash after it leaves what Open removes.
+func (d *Datapath) detach(a *attachment, id string) error {
+	if err := d.close(a); err != nil {
+		return err
+	}
+	if err := d.disown(a); err != nil {
+		return err
+	}
+	err := os.Rename(d.pins.attached(id), d.pins.pending(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("retract links: %w", err)
+	}
+	return d.abandon(a, id)
+}
+
+// abandon removes what attach or detach has left, and gives the index back.
+func (d *Datapath) abandon(a *attachment, id string) error {
+	if err := removeLinks(d.pins.pending(id)); err != nil {
+		return err
+	}
+	if err := d.forget(a); err != nil {
+		return err
+	}
+	if a.slot != nil {
+		d.slots.release(a.slot)
+	}
+	a.gone = true
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.known, id)
+	d.free = append(d.free, a.index)
+	return nil
+}
+
+// forget clears every entry that names the attachment; its links are gone.
+func (d *Datapath) forget(a *attachment) error {
+	if err := d.close(a); err != nil {
+		return err
+	}
+	if err := d.disown(a); err != nil {
+		return err
+	}
+	if isInterface(a.record) {
+		key := bpfInterfaceKey{Netns: a.record.Scope, Ifindex: a.record.Ifindex}
+		var owner uint64
+		err := d.bpf.NfInterfaces.Lookup(&key, &owner)
+		if err == nil && owner == identity(a) {
+			err = d.bpf.NfInterfaces.Delete(&key)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("interface identity: %w", err)
+		}
+	}
+	if err := d.endFlows(a.index); err != nil {
+		return err
+	}
+	if err := d.bpf.NfAttachments.Put(a.index, &bpfAttachment{}); err != nil {
+		return fmt.Errorf("attachment record: %w", err)
+	}
+	return nil
+}
+
+// disown zeroes the cgroup's storage, which outlives its links: the next
+// attachment of this cgroup must find it closed.
+func (d *Datapath) disown(a *attachment) error {
+	if isInterface(a.record) {
+		return nil
+	}
+	var owner uint64
+	err := d.bpf.NfCgroups.Lookup(a.record.Scope, &owner)
+	if err == nil && owner == identity(a) {
+		err = d.bpf.NfCgroups.Put(a.record.Scope, uint64(0))
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("cgroup identity: %w", err)
+	}
+	return nil
+}
+
+// identity is what the programs find for a target: who, and which life of it.
+func identity(a *attachment) uint64 {
+	return uint64(a.index) | uint64(a.record.Incarnation)<<32
+}
+
+// vanished recognises the kernel's ways to say that the target is no more.
+func vanished(err error) error {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrVanished, err)
+	}
+	return err
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const systemBPFFS = "/sys/fs/bpf"
+
+// EnsureBPFFS mounts the system's bpffs when dir is to live there and it is
+// missing. It fails when the bpffs is this mount namespace's own: it would end
+// with the daemon, and every filter with it.
+func EnsureBPFFS(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("bpf_dir %s: not an absolute path", dir)
+	}
+	err := onBPFFS(dir)
+	if err != nil && within(dir, systemBPFFS) {
+		if err := unix.Mount("bpf", systemBPFFS, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount bpffs at %s: %w", systemBPFFS, err)
+		}
+		err = onBPFFS(dir)
+	}
+	if err != nil {
+		return err
+	}
+	return sharedWithInit(dir)
+}
+
+func within(path, parent string) bool {
+	rel, err := filepath.Rel(parent, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// onBPFFS checks the closest existing directory: dir itself may be yet to make.
+func onBPFFS(dir string) error {
+	at, err := closest(dir)
+	if err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(at, &st); err != nil {
+		return fmt.Errorf("bpf_dir %s: %w", dir, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("bpf_dir %s: not on a bpffs (mount one: mount -t bpf bpf %s)", dir, at)
+	}
+	return nil
+}
+
+func closest(dir string) (string, error) {
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		_, err := os.Stat(at)
+		if err == nil {
+			return at, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || at == "/" {
+			return "", fmt.Errorf("bpf_dir %s: %w", dir, err)
+		}
+	}
+}
+
+// sharedWithInit compares the directory with what process 1 sees at its path.
+func sharedWithInit(dir string) error {
+	at, err := closest(dir)
+	if err != nil {
+		return err
+	}
+	var ours, inits unix.Stat_t
+	if err := unix.Stat(at, &ours); err != nil {
+		return fmt.Errorf("bpf_dir %s: %w", dir, err)
+	}
+	err = unix.Stat(filepath.Join("/proc/1/root", at), &inits)
+	if err != nil || ours.Dev != inits.Dev || ours.Ino != inits.Ino {
+		return fmt.Errorf("bpf_dir %s: its bpffs belongs to a private mount namespace and would end with the daemon (use the host's: in a unit, no PrivateMounts or ProtectKernelTunables; in a container, bind-mount %s shared)", dir, systemBPFFS)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+const maxReasons = 32
+
+// reasons are the names of enum reason, for users. What is dropped before an
+// attachment is known counts for none.
+var reasons = map[bpfReason]string{
+	bpfReasonREASON_MODE:              "block-all",
+	bpfReasonREASON_NO_RULE:           "no-rule",
+	bpfReasonREASON_RULE:              "deny-rule",
+	bpfReasonREASON_LOOPBACK:          "loopback",
+	bpfReasonREASON_UNATTACHED:        "unattached",
+	bpfReasonREASON_NO_TABLE:          "no-table",
+	bpfReasonREASON_NOT_IP:            "not-ip",
+	bpfReasonREASON_VLAN_DEPTH:        "vlan-depth",
+	bpfReasonREASON_TRUNCATED:         "truncated",
+	bpfReasonREASON_MALFORMED:         "malformed",
+	bpfReasonREASON_SOURCE_ROUTE:      "source-route",
+	bpfReasonREASON_ROUTING_HEADER:    "routing-header",
+	bpfReasonREASON_EXTENSION_HEADERS: "extension-headers",
+}
+
+// Counters of an attachment since it was attached. Connections and datagrams
+// that are refused with EPERM before there is a packet count as one dropped
+// packet of no bytes.
+type Counters struct {
+	PacketsAllowed uint64
+	BytesAllowed   uint64
+	PacketsDropped uint64
+	BytesDropped   uint64
+	Drops          map[string]uint64 // packets by reason; only what happened
+}
+
+// Counters reads the counters of id.
+func (d *Datapath) Counters(id string) (Counters, error) {
+	d.mu.Lock()
+	a := d.known[id]
+	d.mu.Unlock()
+	if a == nil {
+		return Counters{}, fmt.Errorf("counters of %s: %w", id, ErrNotAttached)
+	}
+	c, err := d.readCounters(a.index)
+	if err != nil {
+		return Counters{}, fmt.Errorf("counters of %s: %w", id, err)
+	}
+	return c, nil
+}
+
+func (d *Datapath) readCounters(index uint32) (Counters, error) {
+	var perCPU []bpfCounters
+	if err := d.bpf.NfCounters.Lookup(index, &perCPU); err != nil {
+		return Counters{}, err
+	}
+	var c Counters
+	for _, cpu := range perCPU {
+		c.PacketsAllowed += cpu.AllowedPackets
+		c.BytesAllowed += cpu.AllowedBytes
+		c.PacketsDropped += cpu.DroppedPackets
+		c.BytesDropped += cpu.DroppedBytes
+	}
+	if c.PacketsDropped == 0 {
+		return c, nil
+	}
+	c.Drops = make(map[string]uint64)
+	for reason, name := range reasons {
+		var n uint64
+		if err := d.bpf.NfDrops.Lookup(index*maxReasons+uint32(reason), &n); err != nil {
+			return Counters{}, err
+		}
+		if n > 0 {
+			c.Drops[name] = n
+		}
+	}
+	return c, nil
+}
+
+func (d *Datapath) zeroCounters(index uint32) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	if err := d.bpf.NfCounters.Put(index, make([]bpfCounters, cpus)); err != nil {
+		return fmt.Errorf("counters: %w", err)
+	}
+	for reason := range uint32(maxReasons) {
+		if err := d.bpf.NfDrops.Put(index*maxReasons+reason, uint64(0)); err != nil {
+			return fmt.Errorf("drop counters: %w", err)
+		}
+	}
+	return nil
+}

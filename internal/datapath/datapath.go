@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package datapath owns what lives in the kernel: the programs, their maps, the
+// links that hold them to interfaces and cgroups, and the pins that keep all of
+// it there while no daemon runs.
+//
+// Programs and maps exist once for all attachments. An attachment is an index
+// into those maps, a policy word (mode, flags and the slot of its rules in one
+// aligned 64-bit value) and a few pinned links. Nothing here needs a file
+// descriptor per attachment.
+//
+// Pins, below Config.Dir:
+//
+//	v1/maps/NAME       the maps
+//	v1/links/ID/HOOK   the links of an attachment
+//	v1/links/tmp_ID/   one being attached or detached; removed by Open
+//
+// The kernel side describes itself: Open needs no other state than the pins.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/target"
+)
+
+// maxAttachments is how many attachments the maps hold; index 0 is nobody.
+const maxAttachments = 32768
+
+// sweepInterval is how often expired reply flows give their room back. They
+// permit nothing after their deadline, swept or not.
+const sweepInterval = 10 * time.Second
+
+var (
+	// ErrFull says that the kernel has no room for what was asked. Nothing changed.
+	ErrFull = errors.New("no room left in the kernel")
+	// ErrNotAttached says that the id is unknown to the kernel side.
+	ErrNotAttached = errors.New("not attached")
+	// ErrVanished says that the target is no longer what was attached.
+	ErrVanished = errors.New("target has vanished")
+)
+
+// Config says where the pins are.
+type Config struct {
+	Dir      string // on a bpffs, see EnsureBPFFS
+	MaxFlows uint64 // reply flows per attachment; 0: 4096
+	Log      *slog.Logger
+}
+
+// Datapath is the kernel side of all attachments.
+type Datapath struct {
+	pins pins
+	log  *slog.Logger
+	bpf  bpfObjects
+
+	// mu guards known and free. Lock order: attachment.mu before mu, mu before slots.mu.
+	mu    sync.Mutex
+	known map[string]*attachment
+	free  []uint32 // indices, the next one last
+
+	slots *slots
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+// attachment is what the daemon remembers of an entry in nf_attachments.
+type attachment struct {
+	// mu serialises Attach, Replace and Detach of one attachment.
+	mu     sync.Mutex
+	index  uint32
+	record bpfAttachment
+	word   uint64
+	slot   *slot // nil: no rules
+	gone   bool  // detached while somebody waited for mu
+}
+
+// Attached is what the kernel holds of one attachment.
+type Attached struct {
+	ID          string
+	Type        target.Type
+	Ifindex     int    // interface
+	NetnsCookie uint64 // interface
+	CgroupID    uint64 // cgroup
+}
+
+// Attachments lists what the kernel holds, in no order.
+func (d *Datapath) Attachments() []Attached {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]Attached, 0, len(d.known))
+	for id, a := range d.known {
+		at := Attached{ID: id, Type: target.Cgroup, CgroupID: a.record.Scope}
+		if isInterface(a.record) {
+			at = Attached{ID: id, Type: target.Interface, Ifindex: int(a.record.Ifindex), NetnsCookie: a.record.Scope}
+		}
+		list = append(list, at)
+	}
+	return list
+}
+
+// IDs lists the attachments that the kernel holds, in no order.
+func (d *Datapath) IDs() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ids := make([]string, 0, len(d.known))
+	for id := range d.known {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// Close releases file descriptors. Pinned links keep filtering; see RemoveAll.
+func (d *Datapath) Close() error {
+	d.stop()
+	d.done.Wait()
+	return d.bpf.Close()
+}
+
+// lock returns the attachment with its mutex held, or nil.
+func (d *Datapath) lock(id string) *attachment {
+	d.mu.Lock()
+	a := d.known[id]
+	d.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	a.mu.Lock()
+	if a.gone {
+		a.mu.Unlock()
+		return nil
+	}
+	return a
+}
+
+// sweep ends expired flows until ctx is done.
+func (d *Datapath) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := d.endFlows(0); err != nil {
+				d.log.Warn("reply flows not swept", "err", err)
+			}
+		}
+	}
+}
+
+func isInterface(r bpfAttachment) bool {
+	return r.Flags&uint32(bpfAttachmentFlagATTACHMENT_INTERFACE) != 0
+}
+
+// describe is how the kernel is told who the attachment is.
+func describe(id string, t target.Target) (bpfAttachment, error) {
+	key, err := uuid.Parse(id)
+	if err != nil || key == uuid.Nil {
+		return bpfAttachment{}, fmt.Errorf("attachment id %q: not a UUID", id)
+	}
+	switch t.Type {
+	case target.Interface:
+		r := bpfAttachment{
+			Id: key, Scope: t.NetnsCookie, Ifindex: uint32(t.Ifindex),
+			Flags: uint32(bpfAttachmentFlagATTACHMENT_INTERFACE),
+		}
+		if t.Headerless {
+			r.Flags |= uint32(bpfAttachmentFlagATTACHMENT_HEADERLESS)
+		}
+		switch t.Direction {
+		case target.Ingress:
+		case target.Egress:
+			r.Flags |= uint32(bpfAttachmentFlagATTACHMENT_EGRESS)
+		default:
+			return bpfAttachment{}, fmt.Errorf("interface %s: no direction", t.Name)
+		}
+		return r, nil
+	case target.Cgroup:
+		return bpfAttachment{Id: key, Scope: t.CgroupID, Level: uint32(t.Level)}, nil
+	}
+	return bpfAttachment{}, fmt.Errorf("attachment %s: no target", id)
+}
+
+// sameTarget compares what identifies a target, not how often it was attached.
+func sameTarget(a, b bpfAttachment) bool {
+	a.Incarnation, b.Incarnation = 0, 0
+	return a == b
+}
+
+// full marks errors that say that the kernel has no room.
+func full(err error) error {
+	for _, no := range []error{unix.E2BIG, unix.ENOSPC, unix.ENOMEM} {
+		if errors.Is(err, no) {
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		}
+	}
+	return err
+}

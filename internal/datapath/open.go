@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Open creates the maps, or adopts the pinned ones of an earlier daemon, and
+// puts this daemon's programs under the links that it finds. Filtering does not
+// pause: a link changes its program in one step, and both use the same maps.
+// What a crash left half attached or half detached is removed.
+func Open(cfg Config) (*Datapath, error) {
+	p := pins(cfg.Dir)
+	if err := p.checkABI(); err != nil {
+		return nil, err
+	}
+	if err := p.create(); err != nil {
+		return nil, err
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Datapath{pins: p, log: cfg.Log, known: make(map[string]*attachment)}
+	if err := d.load(cfg.MaxFlows); err != nil {
+		return nil, err
+	}
+	if err := d.adopt(); err != nil {
+		return nil, errors.Join(err, d.bpf.Close())
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	d.done.Go(func() { d.sweep(ctx) })
+	d.done.Go(func() { d.slots.reap(ctx) })
+	return d, nil
+}
+
+func (d *Datapath) load(maxFlows uint64) error {
+	spec, err := loadBpf()
+	if err != nil {
+		return err
+	}
+	if maxFlows != 0 {
+		if err := spec.Variables[bpfVarMaxFlowsPerAttachment].Set(maxFlows); err != nil {
+			return fmt.Errorf("limits.flows: %w", err)
+		}
+	}
+	err = spec.LoadAndAssign(&d.bpf, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins.maps()}})
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return fmt.Errorf("load programs: %w (the pins in %s are of another build; end its attachments with `netfenced detach --all`)", err, d.pins.base())
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load programs: %w (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err)
+	case err != nil:
+		return fmt.Errorf("load programs: %w (needs a kernel with tcx and bpf_get_netns_cookie for tc)", err)
+	}
+	return nil
+}
+
+// adopt reads what the kernel holds. Order matters: links of unfinished work
+// first, so that a record without published links is known to be a leftover.
+func (d *Datapath) adopt() error {
+	if err := d.pins.sweep(); err != nil {
+		return err
+	}
+	records, err := readArray[bpfAttachment](d.bpf.NfAttachments)
+	if err != nil {
+		return fmt.Errorf("read attachments: %w", err)
+	}
+	words, err := readArray[uint64](d.bpf.NfWords)
+	if err != nil {
+		return fmt.Errorf("read policy words: %w", err)
+	}
+	inUse := make(map[uint32]int)
+	for i := len(records) - 1; i > 0; i-- {
+		index, r := uint32(i), records[i]
+		if r.Incarnation == 0 {
+			d.free = append(d.free, index)
+			continue
+		}
+		id := uuid.UUID(r.Id).String()
+		a := &attachment{index: index, record: r, word: words[i]}
+		if _, err := os.Stat(d.pins.attached(id)); errors.Is(err, fs.ErrNotExist) {
+			d.log.Info("unfinished attachment removed", "attachment", id)
+			if err := d.forget(a); err != nil {
+				return fmt.Errorf("attachment %s: remove what a crash left: %w", id, err)
+			}
+			d.free = append(d.free, index)
+			continue
+		} else if err != nil {
+			return fmt.Errorf("attachment %s: %w", id, err)
+		}
+		d.known[id] = a
+		if s := wordSlot(a.word); s != 0 {
+			inUse[s]++
+		}
+	}
+	slots, adopted, err := adoptSlots(&d.bpf.bpfMaps, inUse, d.log)
+	if err != nil {
+		return err
+	}
+	d.slots = slots
+	for _, a := range d.known {
+		a.slot = adopted[wordSlot(a.word)]
+	}
+	return d.updateLinks()
+}
+
+// updateLinks puts this daemon's programs under all pinned links.
+func (d *Datapath) updateLinks() error {
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for id, a := range d.known {
+		g.Go(func() error {
+			for _, h := range d.hooks(a.record) {
+				if err := h.update(d.pins.attached(id)); err != nil {
+					return fmt.Errorf("attachment %s: link %s: %w", id, h.name, err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// update swaps the program of a pinned link. A missing pin is put back by
+// Attach; a link whose target is gone has no program to swap.
+func (h hook) update(dir string) error {
+	l, err := link.LoadPinnedLink(h.pin(dir), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = l.Update(h.program)
+	if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {
+		err = nil
+	}
+	return errors.Join(err, l.Close())
+}
+
+// readArray copies a whole array map.
+func readArray[V any](m *ebpf.Map) ([]V, error) {
+	keys := make([]uint32, m.MaxEntries())
+	values := make([]V, m.MaxEntries())
+	var cursor ebpf.MapBatchCursor
+	n, err := m.BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, err
+	}
+	return values[:n], nil
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// abi names the layout of the maps. It grows when an older daemon would misread them.
+const abi = 1
+
+const pendingPrefix = "tmp_"
+
+// pins is the only place that knows the paths below the pin directory.
+type pins string
+
+func (p pins) base() string              { return filepath.Join(string(p), "v"+strconv.Itoa(abi)) }
+func (p pins) maps() string              { return filepath.Join(p.base(), "maps") }
+func (p pins) links() string             { return filepath.Join(p.base(), "links") }
+func (p pins) attached(id string) string { return filepath.Join(p.links(), id) }
+func (p pins) pending(id string) string  { return filepath.Join(p.links(), pendingPrefix+id) }
+
+// create makes the directories, which survive any crash half made.
+func (p pins) create() error {
+	for _, dir := range []string{p.maps(), p.links()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("pin directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkABI refuses to run beside the maps of a newer daemon: what they filter
+// stays filtered, and only the newer daemon can change it.
+func (p pins) checkABI() error {
+	entries, err := os.ReadDir(string(p))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	for _, e := range entries {
+		version, ok := abiOf(e.Name())
+		if ok && version > abi {
+			return fmt.Errorf("pin directory %s: holds the attachments of a newer netfenced (ABI v%d, this one knows v%d); start the newer one, or end them with its `netfenced detach --all`", string(p), version, abi)
+		}
+	}
+	return nil
+}
+
+func abiOf(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, "v")
+	if !ok {
+		return 0, false
+	}
+	version, err := strconv.Atoi(digits)
+	return version, err == nil
+}
+
+// sweep removes links that were being attached or detached when a daemon died.
+func (p pins) sweep() error {
+	entries, err := os.ReadDir(p.links())
+	if err != nil {
+		return fmt.Errorf("pinned links: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), pendingPrefix) {
+			errs = append(errs, removeLinks(filepath.Join(p.links(), e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeLinks unpins a directory of links, which ends them. The verdict goes
+// last: until then no packet passes that it would have dropped.
+func removeLinks(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pinned links: %w", err)
+	}
+	var last string
+	var errs []error
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if e.Name() == verdictHook {
+			last = path
+			continue
+		}
+		errs = append(errs, os.Remove(path))
+	}
+	if last != "" {
+		errs = append(errs, os.Remove(last))
+	}
+	return errors.Join(append(errs, os.Remove(dir))...)
+}
+
+// RemoveAll ends every attachment of any ABI below dir and removes the maps. It
+// is for `detach --all` without a daemon; the caller holds the daemon's lock.
+func RemoveAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	if err := onBPFFS(dir); err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, ok := abiOf(e.Name()); ok {
+			errs = append(errs, removeABI(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	return nil
+}
+
+func removeABI(base string) error {
+	attached, err := os.ReadDir(filepath.Join(base, "links"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pinned links: %w", err)
+	}
+	var errs []error
+	for _, e := range attached {
+		errs = append(errs, removeLinks(filepath.Join(base, "links", e.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(base); err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+
+	"github.com/netfence/netfence/policy"
+)
+
+// The policy word, as in bpf/types.h: mode 4, flags 8, slot 20, generation 32 bits.
+const (
+	wordSlotShift       = 12
+	wordSlotMask        = 0xfffff
+	wordGenerationShift = 32
+	wordPolicyMask      = 1<<wordGenerationShift - 1
+)
+
+func wordSlot(word uint64) uint32 { return uint32(word>>wordSlotShift) & wordSlotMask }
+
+// compose leaves the generation to put.
+func compose(c *policy.Compiled, s *slot) uint64 {
+	word := uint64(kernelMode(c.Mode))
+	if c.Replies {
+		word |= uint64(bpfWordFlagWORD_REPLIES)
+	}
+	switch c.Loopback {
+	case policy.LoopbackOwn:
+	case policy.LoopbackAllow:
+		word |= uint64(bpfWordFlagWORD_LOOPBACK_ALLOW)
+	default:
+		word |= uint64(bpfWordFlagWORD_LOOPBACK_DENY)
+	}
+	if s != nil {
+		word |= uint64(s.index) << wordSlotShift
+	}
+	return word
+}
+
+func kernelMode(m policy.Mode) bpfMode {
+	switch m {
+	case policy.ModeAllowlist:
+		return bpfModeMODE_ALLOWLIST
+	case policy.ModeDenylist:
+		return bpfModeMODE_DENYLIST
+	case policy.ModeDisabled:
+		return bpfModeMODE_DISABLED
+	}
+	return bpfModeMODE_BLOCK_ALL
+}
+
+// Replace puts c in force for id and returns when it is. Every packet sees the
+// policy before or the one after, whole. On an error nothing has changed;
+// ErrFull says that the kernel has no room for the rules.
+//
+// Rules that another attachment has in force already are shared, and cost
+// nothing; others wait once for RCU.
+func (d *Datapath) Replace(id string, c *policy.Compiled) error {
+	a := d.lock(id)
+	if a == nil {
+		return fmt.Errorf("replace policy of %s: %w", id, ErrNotAttached)
+	}
+	defer a.mu.Unlock()
+	s, err := d.slots.acquire(c.Table)
+	if err != nil {
+		return fmt.Errorf("replace policy of %s: %w", id, full(err))
+	}
+	word := compose(c, s)
+	if word == a.word&wordPolicyMask {
+		d.slots.release(s)
+		return nil
+	}
+	if err := d.put(a, word); err != nil {
+		d.slots.release(s)
+		return fmt.Errorf("replace policy of %s: %w", id, err)
+	}
+	d.slots.release(a.slot)
+	a.slot = s
+	if err := d.endFlows(a.index); err != nil {
+		// The policy is in force. What it denies is dropped, flow or no flow.
+		d.log.Warn("reply flows not ended", "attachment", id, "err", err)
+	}
+	return nil
+}
+
+// close makes a block-all: what follows, the links' end included, is not a gap.
+func (d *Datapath) close(a *attachment) error {
+	return d.put(a, uint64(bpfModeMODE_BLOCK_ALL))
+}
+
+// put is the flip: one aligned 64-bit store. The generation grows with each,
+// also over the lives of an index.
+func (d *Datapath) put(a *attachment, word uint64) error {
+	if err := d.bpf.NfWords.Lookup(a.index, &a.word); err != nil {
+		return fmt.Errorf("policy word: %w", err)
+	}
+	generation := a.word>>wordGenerationShift + 1
+	word |= generation << wordGenerationShift
+	if err := d.bpf.NfWords.Put(a.index, word); err != nil {
+		return fmt.Errorf("policy word: %w", err)
+	}
+	a.word = word
+	return nil
+}

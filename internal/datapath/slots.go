@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netfence/netfence/policy"
+)
+
+// slots gives each distinct table a place in nf_tables and nf_clauses, shared
+// by all attachments with the same rules. A table is built before any word
+// names its slot, never changed while one does, and emptied only after every
+// packet that could have read such a word is done.
+type slots struct {
+	bpf  *bpfMaps
+	log  *slog.Logger
+	mu   sync.Mutex // guards all below
+	used map[[32]byte]*slot
+	free []uint32 // the next one last
+	// cooling slots are named by no word; packets in flight may still read them.
+	cooling []uint32
+	cool    chan struct{} // holds one token when cooling is not empty
+}
+
+// slot is one table in the kernel. 0 is not a slot but "no rules".
+type slot struct {
+	index uint32
+	hash  [32]byte
+	users int
+	ready chan struct{} // closed when built
+	err   error         // set before ready is closed
+}
+
+// adoptSlots takes over the slots that words name and lets the others cool:
+// some were being built or emptied when a daemon died.
+func adoptSlots(bpf *bpfMaps, inUse map[uint32]int, log *slog.Logger) (*slots, map[uint32]*slot, error) {
+	contents, err := readArray[bpfSlotContent](bpf.NfSlots)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read slots: %w", err)
+	}
+	s := &slots{bpf: bpf, log: log, used: make(map[[32]byte]*slot), cool: make(chan struct{}, 1)}
+	adopted := make(map[uint32]*slot, len(inUse))
+	built := make(chan struct{})
+	close(built)
+	for i := len(contents) - 1; i > 0; i-- {
+		index, content := uint32(i), contents[i]
+		switch {
+		case inUse[index] > 0:
+			sl := &slot{index: index, hash: content.Hash, users: inUse[index], ready: built}
+			s.used[content.Hash], adopted[index] = sl, sl
+		case content != (bpfSlotContent{}):
+			s.cooling = append(s.cooling, index)
+		default:
+			s.free = append(s.free, index)
+		}
+	}
+	s.wake()
+	return s, adopted, nil
+}
+
+// acquire returns the slot that holds t, building it if nobody else has.
+// A nil table needs none.
+func (s *slots) acquire(t *policy.Table) (*slot, error) {
+	if t == nil {
+		return nil, nil
+	}
+	hash := t.Hash()
+	s.mu.Lock()
+	if sl := s.used[hash]; sl != nil {
+		sl.users++
+		s.mu.Unlock()
+		<-sl.ready
+		if sl.err != nil {
+			return nil, sl.err
+		}
+		return sl, nil
+	}
+	if len(s.free) == 0 {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%w: %d distinct rule tables", ErrFull, s.bpf.NfTables.MaxEntries()-1)
+	}
+	index := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	sl := &slot{index: index, hash: hash, users: 1, ready: make(chan struct{})}
+	s.used[hash] = sl
+	s.mu.Unlock()
+
+	sl.err = s.build(index, hash, t)
+	if sl.err != nil {
+		s.mu.Lock()
+		delete(s.used, hash)
+		s.retire(index)
+		s.mu.Unlock()
+	}
+	close(sl.ready)
+	return sl, sl.err
+}
+
+// release gives one use back.
+func (s *slots) release(sl *slot) {
+	if sl == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sl.users--; sl.users == 0 {
+		delete(s.used, sl.hash)
+		s.retire(sl.index)
+	}
+}
+
+func (s *slots) retire(index uint32) {
+	s.cooling = append(s.cooling, index)
+	s.wake()
+}
+
+func (s *slots) wake() {
+	if len(s.cooling) == 0 {
+		return
+	}
+	select {
+	case s.cool <- struct{}{}:
+	default:
+	}
+}
+
+// reap empties slots that have cooled, until ctx is done. Those that it does
+// not get to are found again by the next daemon.
+func (s *slots) reap(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.cool:
+		}
+		s.mu.Lock()
+		batch := s.cooling
+		s.cooling = nil
+		s.mu.Unlock()
+		if err := s.grace(); err != nil {
+			s.log.Error("rule tables not freed", "tables", len(batch), "err", err)
+			continue
+		}
+		for i, index := range batch {
+			if ctx.Err() != nil {
+				s.log.Debug("rule tables left to the next start", "tables", len(batch)-i)
+				return
+			}
+			if err := s.empty(index); err != nil {
+				s.log.Error("rule table not freed", "slot", index, "err", err)
+				continue
+			}
+			s.mu.Lock()
+			s.free = append(s.free, index)
+			s.mu.Unlock()
+		}
+	}
+}
+
+// grace returns when every packet that was being judged at the call is done: an
+// update of a map of maps waits for RCU in the system call (kernel/bpf/syscall.c,
+// maybe_wait_bpf_programs), and programs run inside one RCU section. Slot 0 is
+// named by no lookup.
+func (s *slots) grace() error {
+	none, err := s.newTable(0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.bpf.NfTables.Put(uint32(0), none), none.Close())
+}
+
+func (s *slots) empty(index uint32) error {
+	for _, outer := range []*ebpf.Map{s.bpf.NfTables, s.bpf.NfClauses} {
+		if err := outer.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return s.bpf.NfSlots.Put(index, &bpfSlotContent{})
+}
+
+// build fills a slot that no word names. The content is noted first, so that a
+// crash at any point leaves a slot that the next daemon knows to empty.
+func (s *slots) build(index uint32, hash [32]byte, t *policy.Table) error {
+	if err := s.bpf.NfSlots.Put(index, &bpfSlotContent{Hash: hash}); err != nil {
+		return fmt.Errorf("note slot: %w", err)
+	}
+	var g errgroup.Group // both waits for RCU at once
+	g.Go(func() error { return s.buildTable(index, t) })
+	if len(t.Clauses) > 1 {
+		g.Go(func() error { return s.buildClauses(index, t) })
+	}
+	return g.Wait()
+}
+
+func (s *slots) buildTable(index uint32, t *policy.Table) error {
+	m, err := s.newTable(len(t.Entries))
+	if err != nil {
+		return err
+	}
+	keys := make([]bpfPrefix, len(t.Entries))
+	values := make([]bpfClause, len(t.Entries))
+	for i, e := range t.Entries {
+		keys[i], values[i] = kernelPrefix(e.Prefix), kernelClause(e.Clause)
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+		return errors.Join(fmt.Errorf("fill rule table of %d prefixes: %w", len(keys), err), m.Close())
+	}
+	if err := s.bpf.NfTables.Put(index, m); err != nil {
+		return errors.Join(fmt.Errorf("place rule table: %w", err), m.Close())
+	}
+	return m.Close()
+}
+
+// newTable has room for one entry more: before 6.1.120 a full trie cannot be updated.
+func (s *slots) newTable(entries int) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "nf_table", Type: ebpf.LPMTrie, Flags: bpfNoPrealloc,
+		KeySize: prefixSize, ValueSize: clauseSize, MaxEntries: uint32(entries) + 1,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create rule table of %d prefixes: %w", entries, err)
+	}
+	return m, nil
+}
+
+func (s *slots) buildClauses(index uint32, t *policy.Table) error {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "nf_clauses", Type: ebpf.Array, Flags: bpfInnerMap,
+		KeySize: 4, ValueSize: clauseSize, MaxEntries: uint32(len(t.Clauses)),
+	})
+	if err != nil {
+		return fmt.Errorf("create %d clauses: %w", len(t.Clauses), err)
+	}
+	keys := make([]uint32, len(t.Clauses))
+	values := make([]bpfClause, len(t.Clauses))
+	for i, c := range t.Clauses {
+		keys[i], values[i] = uint32(i), kernelClause(c)
+	}
+	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+		return errors.Join(fmt.Errorf("fill %d clauses: %w", len(keys), err), m.Close())
+	}
+	if err := s.bpf.NfClauses.Put(index, m); err != nil {
+		return errors.Join(fmt.Errorf("place clauses: %w", err), m.Close())
+	}
+	return m.Close()
+}
+
+// kernelPrefix takes the 128-bit form: no byte order to get wrong.
+func kernelPrefix(p netip.Prefix) bpfPrefix {
+	key := bpfPrefix{Length: uint32(p.Bits())}
+	key.Address.Word = networkWords(p.Addr())
+	return key
+}
