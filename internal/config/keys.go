@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"strings"
+	"time"
+)
+
+// status is what a key is worth in this release.
+type status uint8
+
+const (
+	inForce status = iota
+	// deferred keys are checked and stored; what they tune is not there yet, so setting one is warned about.
+	deferred
+	// ignored keys belong to the published daemon and mean nothing to this one.
+	ignored
+)
+
+// A key is one setting: its name in the file, and how its value is read.
+type key struct {
+	name   string
+	status status
+	set    func(*Config, value) error
+}
+
+// env is the key's name in the environment.
+func (k key) env() string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(k.name, ".", "_"))
+}
+
+const envPrefix = "NETFENCE_"
+
+// keys are all there are, in the order of the documentation.
+var keys = []key{
+	{name: "socket", set: path(func(c *Config) *string { return &c.Socket }, maxSocketPath)},
+	{name: "data_dir", set: path(func(c *Config) *string { return &c.DataDir }, maxPath)},
+	{name: "run_dir", set: path(func(c *Config) *string { return &c.RunDir }, maxPath)},
+	{name: "bpf_dir", set: path(func(c *Config) *string { return &c.BPFDir }, maxPath)},
+	{name: "log_level", set: setLogLevel},
+	{name: "metadata", set: setMetadata},
+	{name: "daemon_id", set: setDaemonID},
+
+	{name: "control_plane.url", set: setURL},
+	{name: "control_plane.subscribe_ack_timeout", set: duration(func(c *Config) *time.Duration { return &c.ControlPlane.SubscribeAckTimeout })},
+	{name: "control_plane.attach_when_unreachable", set: setUnreachable},
+	{name: "control_plane.on_disconnect", set: setOnDisconnect},
+	{name: "control_plane.insecure", set: boolean(func(c *Config) *bool { return &c.ControlPlane.Insecure })},
+	{name: "control_plane.token_file", set: unsupported("the control plane would be dialled without the token")},
+	{name: "control_plane.tls", set: unsupported("the control plane would be dialled in plaintext")},
+
+	{name: "default_policy", set: setDefaultPolicy},
+	{name: "guard", set: unsupported("no rule would stand above the control plane's")},
+	{name: "strict", set: setStrict},
+
+	{name: "dns.upstream", status: deferred, set: setUpstream},
+	{name: "dns.forward", status: deferred, set: setForward},
+	{name: "dns.min_ttl", status: deferred, set: duration(func(c *Config) *time.Duration { return &c.DNS.MinTTL })},
+	{name: "dns.max_ttl", status: deferred, set: duration(func(c *Config) *time.Duration { return &c.DNS.MaxTTL })},
+	{name: "dns.grace", status: deferred, set: duration(func(c *Config) *time.Duration { return &c.DNS.Grace })},
+	{name: "dns.max_flow", status: deferred, set: setMaxFlow},
+	{name: "dns.refuse_with", status: deferred, set: setRefuseWith},
+	{name: "dns.allow_private_answers", status: deferred, set: boolean(func(c *Config) *bool { return &c.DNS.AllowPrivateAnswers })},
+	{name: "dns.listen_addr", status: ignored, set: accept},
+	{name: "dns.port_min", status: ignored, set: accept},
+	{name: "dns.port_max", status: ignored, set: accept},
+
+	{name: "limits.attachments", set: count(func(c *Config) *int { return &c.Limits.Attachments })},
+	{name: "limits.rules", set: count(func(c *Config) *int { return &c.Limits.Rules })},
+	{name: "limits.learned", status: deferred, set: count(func(c *Config) *int { return &c.Limits.Learned })},
+	{name: "limits.names", status: deferred, set: count(func(c *Config) *int { return &c.Limits.Names })},
+	{name: "limits.flows", set: count(func(c *Config) *int { return &c.Limits.Flows })},
+	{name: "limits.queries", status: deferred, set: count(func(c *Config) *int { return &c.Limits.Queries })},
+	{name: "limits.metadata_bytes", set: count(func(c *Config) *int { return &c.Limits.MetadataBytes })},
+
+	{name: "events.rate", status: deferred, set: setEventRate},
+	{name: "metrics.listen", status: deferred, set: setMetricsListen},
+	{name: "metrics.per_attachment", status: deferred, set: boolean(func(c *Config) *bool { return &c.Metrics.PerAttachment })},
+}
+
+func keyNames() []string {
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.name
+	}
+	return names
+}
+
+func keyByName(name string) (key, bool) {
+	for _, k := range keys {
+		if k.name == name {
+			return k, true
+		}
+	}
+	return key{}, false
+}
+
+// isSection tells whether some key lives below name.
+func isSection(name string) bool {
+	for _, k := range keys {
+		if strings.HasPrefix(k.name, name+".") {
+			return true
+		}
+	}
+	return false
+}
+
+// apply sets the key and records what its operator should know.
+func (k key) apply(c *Config, v value) error {
+	if err := k.set(c, v); err != nil {
+		return err
+	}
+	switch k.status {
+	case deferred:
+		c.Warnings = append(c.Warnings, k.name+" has no effect yet")
+	case ignored:
+		c.Warnings = append(c.Warnings, k.name+" is ignored: this daemon needs no DNS address or port range")
+	case inForce:
+	}
+	return nil
+}
+
+// unsupported refuses a key whose promise this release cannot keep; loss is what its operator would be missing.
+func unsupported(loss string) func(*Config, value) error {
+	return func(*Config, value) error {
+		return errors.New("not supported yet: " + loss + " (remove the key)")
+	}
+}
+
+func accept(*Config, value) error { return nil }

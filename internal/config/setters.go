@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"unicode/utf8"
+)
+
+func setLogLevel(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	switch text {
+	case "debug":
+		c.LogLevel = slog.LevelDebug
+	case "info":
+		c.LogLevel = slog.LevelInfo
+	case "warn":
+		c.LogLevel = slog.LevelWarn
+	case "error":
+		c.LogLevel = slog.LevelError
+	default:
+		return fmt.Errorf("%q is none of debug, info, warn, error", text)
+	}
+	return nil
+}
+
+func setMetadata(c *Config, v value) error {
+	pairs, err := v.pairs()
+	if err != nil {
+		return err
+	}
+	c.Metadata = pairs
+	return nil
+}
+
+// checkMetadata bounds what goes over the wire; protobuf strings must be UTF-8.
+func checkMetadata(metadata map[string]string, limit int) error {
+	total := 0
+	for name, text := range metadata {
+		if name == "" {
+			return errors.New("a name is empty")
+		}
+		if !utf8.ValidString(name) || !utf8.ValidString(text) {
+			return fmt.Errorf("%q is not UTF-8", name)
+		}
+		total += len(name) + len(text)
+	}
+	if total > limit {
+		return fmt.Errorf("%d bytes are more than limits.metadata_bytes, %d", total, limit)
+	}
+	return nil
+}
+
+// setDaemonID takes what any control plane can hold as a key.
+func setDaemonID(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	if len(text) == 0 || len(text) > 128 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return fmt.Errorf("%q is not 1 to 128 printable ASCII characters without spaces", text)
+	}
+	c.DaemonID = text
+	return nil
+}
+
+func setURL(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	endpoint, err := parseEndpoint(text)
+	if err != nil {
+		return err
+	}
+	c.ControlPlane.URL = endpoint
+	return nil
+}
+
+func setUnreachable(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	switch text {
+	case "fail":
+		c.ControlPlane.AttachWhenUnreachable = UnreachableFail
+	case "pending":
+		c.ControlPlane.AttachWhenUnreachable = UnreachablePending
+	case "cached":
+		return errors.New("cached is not supported yet (use fail or pending)")
+	default:
+		return fmt.Errorf("%q is neither fail nor pending", text)
+	}
+	return nil
+}
+
+// setOnDisconnect knows one answer: whatever happens to the control plane, the last good configuration stays.
+func setOnDisconnect(_ *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	if text != "keep" {
+		return fmt.Errorf("%q is not supported yet (use keep)", text)
+	}
+	return nil
+}
+
+func setStrict(c *Config, v value) error {
+	strict, err := v.boolean()
+	if err != nil {
+		return err
+	}
+	if strict {
+		return unsupported("an attach that cannot confine its workload would be accepted, with a warning only")(c, v)
+	}
+	return nil
+}
+
+func setMaxFlow(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	tcp, other, both := strings.Cut(text, "/")
+	if !both {
+		other = tcp
+	}
+	if c.DNS.MaxFlowTCP, err = parseDuration(tcp); err != nil {
+		return err
+	}
+	c.DNS.MaxFlowOther, err = parseDuration(other)
+	return err
+}
+
+func setEventRate(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	text = strings.TrimSuffix(text, "/s")
+	return count(func(c *Config) *int { return &c.Events.Rate })(c, value{node: scalar(text)})
+}
+
+func setMetricsListen(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	if text == "off" {
+		c.Metrics.Listen = ""
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(text); err != nil {
+		return fmt.Errorf("%q is neither off nor host:port", text)
+	}
+	c.Metrics.Listen = text
+	return nil
+}
