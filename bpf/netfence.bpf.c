@@ -279,6 +279,7 @@ int nf_flows_end(struct flows_query *ctx)
 
 /* Types that Go is generated from and that no map names. */
 const volatile struct {
+	enum limit limit;
 	enum attachment_flag attachment_flag;
 	enum word_flag word_flag;
 	enum mode mode;

@@ -9,11 +9,15 @@
 
 #include <linux/types.h>
 
-#define MAX_ATTACHMENTS 32768 /* attachment 0 is nobody: it counts what has no attachment */
-#define MAX_SLOTS 65536 /* tables in use, being built and cooling down */
-#define MAX_FLOWS 1048576
-#define MAX_CHAIN 128 /* policy.MaxChain */
-#define MAX_REASONS 32
+enum limit {
+	MAX_ATTACHMENTS = 32768, /* attachment 0 is nobody: it counts what has no attachment */
+	MAX_SLOTS = 65536, /* tables in use, being built and cooling down */
+	MAX_FLOWS = 1048576,
+	MAX_CHAIN = 128, /* policy.MaxChain */
+	MAX_REASONS = 32,
+	WORD_SLOT_SHIFT = 12,
+	WORD_SLOT_MASK = 0xfffff,
+};
 
 /* An address of either family in network order; IPv4 is ::ffff:a.b.c.d. */
 struct address {
@@ -34,7 +38,7 @@ enum mode {
  * also when the attachment's index is used again.
  */
 #define WORD_MODE(word) ((word)&0xf)
-#define WORD_SLOT(word) (((word) >> 12) & 0xfffff)
+#define WORD_SLOT(word) (((word) >> WORD_SLOT_SHIFT) & WORD_SLOT_MASK)
 enum word_flag {
 	WORD_REPLIES = 1 << 4, /* reply flows are permitted */
 	WORD_LOOPBACK_ALLOW = 1 << 6, /* neither bit: own */

@@ -116,13 +116,16 @@ func (p *Policy) compileTable() (*Table, error) {
 	c := compiler{policy: p}
 	c.table.Entries = make([]Entry, 0, n+1)
 	c.table.Clauses = make([]Clause, 1)
+	var ipv6 []cover // what is open around the IPv4 entries
 	for len(rules) > 0 {
 		end := 1
 		for end < len(rules) && rules[end].samePrefix(rules[0]) {
 			end++
 		}
 		if rules[0].samePrefix(root) {
-			c.open = c.open[:0] // no IPv6 prefix covers IPv4
+			ipv6, c.open = c.open, nil // no IPv6 prefix covers IPv4
+		} else if ipv6 != nil && !mapped4.Contains(rules[0].prefix().Addr()) {
+			ipv6, c.open = nil, ipv6
 		}
 		if err := c.add(rules[:end]); err != nil {
 			return nil, err

@@ -97,6 +97,18 @@ type bpfInterfaceKey struct {
 	Pad     uint32
 }
 
+type bpfLimit uint32
+
+const (
+	bpfLimitMAX_ATTACHMENTS bpfLimit = 32768
+	bpfLimitMAX_SLOTS       bpfLimit = 65536
+	bpfLimitMAX_FLOWS       bpfLimit = 1048576
+	bpfLimitMAX_CHAIN       bpfLimit = 128
+	bpfLimitMAX_REASONS     bpfLimit = 32
+	bpfLimitWORD_SLOT_SHIFT bpfLimit = 12
+	bpfLimitWORD_SLOT_MASK  bpfLimit = 1048575
+)
+
 type bpfMatch uint32
 
 const (

@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-const maxReasons = 32
+const maxReasons = uint32(bpfLimitMAX_REASONS)
 
 // reasons are the names of enum reason, for users. What is dropped before an
 // attachment is known counts for none.
@@ -90,7 +90,7 @@ func (d *Datapath) zeroCounters(index uint32) error {
 	if err := d.bpf.NfCounters.Put(index, make([]bpfCounters, cpus)); err != nil {
 		return fmt.Errorf("counters: %w", err)
 	}
-	for reason := range uint32(maxReasons) {
+	for reason := range maxReasons {
 		if err := d.bpf.NfDrops.Put(index*maxReasons+reason, uint64(0)); err != nil {
 			return fmt.Errorf("drop counters: %w", err)
 		}

@@ -33,7 +33,7 @@ import (
 )
 
 // maxAttachments is how many attachments the maps hold; index 0 is nobody.
-const maxAttachments = 32768
+const maxAttachments = uint32(bpfLimitMAX_ATTACHMENTS)
 
 // sweepInterval is how often expired reply flows give their room back. They
 // permit nothing after their deadline, swept or not.

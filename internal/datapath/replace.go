@@ -10,8 +10,8 @@ import (
 
 // The policy word, as in bpf/types.h: mode 4, flags 8, slot 20, generation 32 bits.
 const (
-	wordSlotShift       = 12
-	wordSlotMask        = 0xfffff
+	wordSlotShift       = uint32(bpfLimitWORD_SLOT_SHIFT)
+	wordSlotMask        = uint32(bpfLimitWORD_SLOT_MASK)
 	wordGenerationShift = 32
 	wordPolicyMask      = 1<<wordGenerationShift - 1
 )
