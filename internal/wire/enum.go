@@ -76,11 +76,13 @@ func encode[P, W comparable](pairs []pair[P, W], v P) W {
 }
 
 func decode[P, W comparable](pairs []pair[P, W], v W) (P, error) {
-	names := make([]string, len(pairs))
-	for i, p := range pairs {
+	for _, p := range pairs {
 		if p.wire == v {
 			return p.policy, nil
 		}
+	}
+	names := make([]string, len(pairs))
+	for i, p := range pairs {
 		names[i] = fmt.Sprint(p.wire)
 	}
 	var none P

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 10s
+
+# Tools are built from a module of their own, at the versions of tools/go.mod.
+TOOL := go tool -modfile=tools/go.mod
+
+.PHONY: build
+build: ## build bin/netfenced; needs only Go
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netfenced ./cmd/netfenced
+
+.PHONY: demo
+demo: build ## play the story in namespaces of its own (root)
+	./demo/run.sh
+
+.PHONY: test
+test: ## all tests, with the race detector (root)
+	go test -race -count=1 -timeout=10m -json ./... | go -C tools run ./testlog ../test/skips.txt
+
+.PHONY: soak
+soak: ## the same tests with bigger numbers (root, hours)
+	NETFENCE_SOAK=1 go test -count=1 -timeout=6h -json ./... | go -C tools run ./testlog ../test/skips.txt
+
+.PHONY: bench
+bench: ## all benchmarks (root)
+	go test -run='^$$' -bench=. -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	for pkg in $$(go list ./...); do \
+		for target in $$(go test -list='^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+.PHONY: generate
+generate: ## regenerate Go from api/ and bpf/; needs clang-14 and llvm-14
+	$(TOOL) buf generate
+	go generate ./...
+
+.PHONY: baseline
+baseline: ## take the protocol as it is for what buf breaking compares with
+	$(TOOL) buf build --exclude-source-info -o api/baseline.binpb
+
+.PHONY: fmt
+fmt: ## format Go, C and protocol files
+	gofmt -w $$(git ls-files -co --exclude-standard '*.go')
+	clang-format-14 -i bpf/*.c bpf/*.h
+	$(TOOL) buf format -w
+
+.PHONY: check
+check: check-format check-go check-api check-shell check-generated ## all that CI checks beside the tests
+
+.PHONY: check-format
+check-format:
+	test -z "$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go') | tee /dev/stderr)"
+	clang-format-14 --dry-run -Werror bpf/*.c bpf/*.h
+	$(TOOL) buf format -d --exit-code
+
+.PHONY: check-go
+check-go:
+	go mod tidy -diff
+	go vet ./...
+	go -C tools vet ./...
+	$(TOOL) golangci-lint run ./...
+
+.PHONY: check-api
+check-api:
+	$(TOOL) buf lint
+	$(TOOL) buf breaking --against api/baseline.binpb
+
+.PHONY: check-shell
+check-shell:
+	git grep -lIE '^#!.*[/ ](ba)?sh$$' | xargs shellcheck
+
+.PHONY: check-generated
+check-generated:
+	scripts/check-generated
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
