@@ -33,7 +33,7 @@ func FuzzPolicy(f *testing.F) {
 			}
 			return
 		}
-		sent, err := wire.PolicyTo(p, wire.Self())
+		sent, err := wire.BulkUpdate(p, wire.Self())
 		if err != nil {
 			t.Fatalf("accepted and not sendable: %v", err)
 		}

@@ -118,7 +118,7 @@ func TestPolicyFrom(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := bulk(t, tt.message)
-			for _, whole := range []wire.Whole{m, wire.AckOf(m)} {
+			for _, whole := range []wire.Whole{m, wire.SubscribedAck(m)} {
 				got, warnings, err := wire.PolicyFrom(whole)
 				if err != nil {
 					t.Fatal(err)
@@ -166,7 +166,7 @@ func TestPolicyFromRefuses(t *testing.T) {
 	} {
 		t.Run(tt.message, func(t *testing.T) {
 			m := bulk(t, tt.message)
-			for _, whole := range []wire.Whole{m, wire.AckOf(m)} {
+			for _, whole := range []wire.Whole{m, wire.SubscribedAck(m)} {
 				p, _, err := wire.PolicyFrom(whole)
 				refused := wantRefused(t, err)
 				if p != nil {

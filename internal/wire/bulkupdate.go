@@ -13,9 +13,9 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// PolicyTo writes a policy for a peer. A policy that needs a feature which the peer did not announce is not sent at
+// BulkUpdate writes a policy for a peer. A policy that needs a feature which the peer did not announce is not sent at
 // all: the error is an *UnsupportedError. Deadlines are not written: they are the receiver's, on its own clock.
-func PolicyTo(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
+func BulkUpdate(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
 	w := writer{to: to}
 	m := &netfencev1.BulkUpdate{
 		Mode:       Mode(p.Mode),
@@ -39,8 +39,8 @@ func PolicyTo(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
 	return m, nil
 }
 
-// AckOf is the SubscribedAck that says the same as a BulkUpdate. It shares the parts of m.
-func AckOf(m *netfencev1.BulkUpdate) *netfencev1.SubscribedAck {
+// SubscribedAck is the SubscribedAck that says the same as a BulkUpdate. It shares the parts of m.
+func SubscribedAck(m *netfencev1.BulkUpdate) *netfencev1.SubscribedAck {
 	return &netfencev1.SubscribedAck{
 		Mode:       m.Mode,
 		AllowCidrs: m.AllowCidrs,

@@ -23,7 +23,7 @@ func TestPolicyToAndBack(t *testing.T) {
 		{Mode: policy.ModeDisabled, DNS: policy.DNS{Mode: policy.DNSDisabled}},
 		policy.BlockAll(), // its DNS mode is the zero value, allowlist
 	} {
-		m, err := wire.PolicyTo(p, wire.Self())
+		m, err := wire.BulkUpdate(p, wire.Self())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +67,7 @@ func TestPolicyToPublishedPeer(t *testing.T) {
 		{&policy.Policy{Source: []policy.Source{{MAC: [6]byte{2}}}}, wire.Source, "source"},
 	} {
 		t.Run(tt.field, func(t *testing.T) {
-			m, err := wire.PolicyTo(tt.policy, wire.Peer{})
+			m, err := wire.BulkUpdate(tt.policy, wire.Peer{})
 			var unsupported *wire.UnsupportedError
 			if !errors.As(err, &unsupported) || unsupported.Feature != tt.feature || unsupported.Field != tt.field {
 				t.Fatalf("got %v, want %s needs %s", err, tt.field, tt.feature)
@@ -78,7 +78,7 @@ func TestPolicyToPublishedPeer(t *testing.T) {
 			peer := wire.NewPeer([]string{"something new", string(tt.feature)})
 			if known := slices.Contains(wire.Features(), string(tt.feature)); peer.Has(tt.feature) != known {
 				t.Errorf("Has %v, implemented %v", peer.Has(tt.feature), known)
-			} else if _, err := wire.PolicyTo(tt.policy, peer); (err == nil) != known {
+			} else if _, err := wire.BulkUpdate(tt.policy, peer); (err == nil) != known {
 				t.Errorf("to a peer that announced it: %v", err)
 			}
 		})
@@ -86,7 +86,7 @@ func TestPolicyToPublishedPeer(t *testing.T) {
 
 	published := rule(func(r *policy.Rule) { r.TTL = time.Minute })
 	published.DNS = policy.DNS{Mode: policy.DNSProxy, Allow: []policy.DomainRule{{Domain: "*.x", Force: true}}}
-	m, err := wire.PolicyTo(published, wire.Peer{})
+	m, err := wire.BulkUpdate(published, wire.Peer{})
 	if err != nil {
 		t.Fatal(err)
 	}
