@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+)
+
+// Feature is something that a machine may lack. It is probed by trying.
+type Feature struct {
+	name  string
+	probe func() error
+}
+
+// What a test can require.
+var (
+	Root = Feature{"root", sync.OnceValue(func() error {
+		if os.Geteuid() != 0 {
+			return errors.New("not root")
+		}
+		return nil
+	})}
+	// Cgroup2 is a mounted cgroup v2 hierarchy.
+	Cgroup2 = Feature{"cgroup v2", sync.OnceValue(func() error {
+		_, err := cgroupRoot()
+		return err
+	})}
+	// TCX is the attachment of programs to devices by link (Linux 6.6).
+	TCX = Feature{"tcx", sync.OnceValue(probeTCX)}
+	// NetnsCookie is bpf_get_netns_cookie in programs at tc.
+	NetnsCookie = Feature{"bpf_get_netns_cookie at tc", sync.OnceValue(func() error {
+		return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnGetNetnsCookie)
+	})}
+)
+
+// requireEnv, when set, turns the skip of a test into a failure: for machines that
+// are known to have everything.
+const requireEnv = "NETFENCE_TEST_REQUIRE"
+
+// Require skips the test if the machine lacks one of the features.
+func Require(t TB, all ...Feature) {
+	t.Helper()
+	for _, f := range all {
+		err := f.probe()
+		if err == nil {
+			continue
+		}
+		if os.Getenv(requireEnv) != "" {
+			t.Fatalf("needs %s: %v", f.name, err)
+		}
+		t.Skipf("needs %s: %v", f.name, err)
+	}
+}
+
+func probeTCX() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "nf_probe_tcx", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TCX_NEXT
+	})
+	if err != nil {
+		return fmt.Errorf("load a program: %w", err)
+	}
+	defer prog.Close()
+	ns, err := newNS()
+	if err != nil {
+		return err
+	}
+	defer ns.file.Close()
+	var l link.Link
+	ns.Do(func() {
+		// lo is always the first device of a namespace.
+		l, err = link.AttachTCX(link.TCXOptions{Interface: 1, Program: prog, Attach: ebpf.AttachTCXIngress})
+	})
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
