@@ -29,16 +29,17 @@ func (p *Policy) Compile() (*Compiled, error) {
 	case len(p.RepliesUDP) > 0:
 		return nil, &UnsupportedError{"replies_udp"}
 	}
-	c := &Compiled{Mode: p.Mode, Audit: p.Audit, Loopback: p.Loopback}
+	c := &Compiled{Mode: p.Mode, Audit: p.Audit}
 	switch p.Mode {
-	case ModeBlockAll:
-		c.Loopback = LoopbackDeny
-		return c, nil
+	case ModeAllowlist, ModeDenylist:
+		c.Replies, c.Loopback = p.Replies == RepliesDefault, p.Loopback
 	case ModeDisabled:
 		c.Loopback = LoopbackAllow
 		return c, nil
+	default: // an unknown mode is closed
+		c.Mode, c.Loopback = ModeBlockAll, LoopbackDeny
+		return c, nil
 	}
-	c.Replies = p.Replies == RepliesDefault
 	if len(p.Allow)+len(p.Deny) == 0 {
 		return c, nil
 	}
@@ -109,23 +110,16 @@ func (p *Policy) compileTable() (*Table, error) {
 	for i := range p.Allow {
 		rules = append(rules, place(p.Allow[i].Prefix, uint32(len(p.Deny)+i)))
 	}
-	root := place(mapped4, math.MaxUint32)
-	rules = append(rules, root)
+	rules = append(rules, place(mapped4, math.MaxUint32))
 	slices.SortFunc(rules, placed.compare)
 
 	c := compiler{policy: p}
 	c.table.Entries = make([]Entry, 0, n+1)
 	c.table.Clauses = make([]Clause, 1)
-	var ipv6 []cover // what is open around the IPv4 entries
 	for len(rules) > 0 {
 		end := 1
 		for end < len(rules) && rules[end].samePrefix(rules[0]) {
 			end++
-		}
-		if rules[0].samePrefix(root) {
-			ipv6, c.open = c.open, nil // no IPv6 prefix covers IPv4
-		} else if ipv6 != nil && !mapped4.Contains(rules[0].prefix().Addr()) {
-			ipv6, c.open = nil, ipv6
 		}
 		if err := c.add(rules[:end]); err != nil {
 			return nil, err
@@ -141,7 +135,7 @@ func (c *compiler) add(rules []placed) error {
 	for len(c.open) > 0 && !c.open[len(c.open)-1].covers(prefix) {
 		c.open = c.open[:len(c.open)-1]
 	}
-	closed := c.collect(rules)
+	closed := c.collect(rules) || prefix == mapped4 // no IPv6 prefix covers IPv4
 	length, next := len(c.own), uint32(0)
 	if len(c.open) > 0 && !closed {
 		parent := &c.open[len(c.open)-1]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/net/publicsuffix"
@@ -90,6 +91,9 @@ func canonicalName(s string) (string, error) {
 		}
 	}
 	if !plain {
+		if !utf8.ValidString(s) { // which idna would map to something else
+			return "", errors.New("not UTF-8")
+		}
 		ascii, err := uts46.ToASCII(s)
 		if err != nil {
 			return "", fmt.Errorf("not an internationalized name: %w", err)

@@ -70,8 +70,8 @@ func splitPorts(s string) (host, ports string, err error) {
 		return host, ports, nil
 	}
 	// 2001:db8::/32:443 is a likely slip.
-	if i := strings.LastIndexByte(s, ':'); strings.Contains(s[:i], "/") {
-		return "", "", fmt.Errorf("an IPv6 prefix with a port stands in brackets ([%s]:%s)", s[:i], s[i+1:])
+	if strings.Contains(s[:strings.LastIndexByte(s, ':')], "/") {
+		return "", "", errors.New("an IPv6 prefix with a port stands in brackets ([2001:db8::/32]:443)")
 	}
 	return s, "", nil
 }
