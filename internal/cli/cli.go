@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli is the command line of netfenced. Apart from start, and detach --all without a daemon, every command is
+// a client of the daemon's unix socket or works on files alone.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/netfence/netfence/internal/config"
+)
+
+// Exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// Daemon is what the command line itself does not do: run the daemon, and clean up in its place.
+type Daemon struct {
+	Version string
+	// Start runs the daemon until ctx is done.
+	Start func(ctx context.Context, c *config.Config, version string, logTo io.Writer) error
+	// Clear ends every attachment while no daemon runs.
+	Clear func(*config.Config) error
+}
+
+// Run executes the command that args name (without the program's name) and returns the exit code. An error is one line
+// on stderr.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer, daemon Daemon) int {
+	a := &app{daemon: daemon, stdout: stdout, stderr: stderr, environ: os.Environ()}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	if !errors.Is(err, errReported) {
+		fmt.Fprintln(stderr, oneLine(message(err))) //nolint:errcheck // there is nowhere else to say it
+	}
+	// What fails before a command's own function runs is cobra refusing the arguments.
+	var usage *usageError
+	if !a.running || errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// app is one execution.
+type app struct {
+	daemon         Daemon
+	stdout, stderr io.Writer
+	environ        []string
+
+	socket  string // --socket
+	running bool   // a command's own function was reached
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "netfenced",
+		Short: "Egress firewall for containers, microVMs and process groups",
+		Long: `netfenced filters what containers, microVMs and process groups send: a policy is attached to a network
+interface or a cgroup and enforced in the kernel, whether or not the daemon runs.`,
+		Example: `  netfenced start
+  netfenced attach --interface veth0 --metadata tenant=acme
+  netfenced list`,
+		Version:       a.daemon.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		}),
+	}
+	root.PersistentFlags().StringVar(&a.socket, "socket", "",
+		"daemon's unix socket (NETFENCE_SOCKET; default "+config.DefaultSocket+")")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%s: %v (see `%s --help`)", strings.TrimPrefix(cmd.CommandPath(), "netfenced "), err, cmd.CommandPath())
+	})
+	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.policy(), a.version())
+	return root
+}
+
+// run marks the point from which an error is the command's and not its caller's.
+func (a *app) run(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a.running = true
+		return f(cmd, args)
+	}
+}
+
+// load reads the configuration; --socket outranks it.
+func (a *app) load(path string) (*config.Config, error) {
+	c, err := config.Load(path, a.environ)
+	if err != nil {
+		return nil, err
+	}
+	if a.socket != "" {
+		c.Socket = a.socket
+	}
+	return c, nil
+}

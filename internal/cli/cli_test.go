@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/config"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"netfenced": func() {
+			os.Exit(Run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, Daemon{
+				Version: "v1.2.3",
+				Start: func(_ context.Context, c *config.Config, version string, logTo io.Writer) error {
+					_, err := fmt.Fprintf(logTo, "start %s at %s, %s\n", version, c.Socket, c.ControlPlane.URL)
+					return err
+				},
+				Clear: func(c *config.Config) error {
+					if c.RunDir == "/locked" {
+						return errors.New("lock /locked/lock: another netfenced holds it")
+					}
+					_, err := fmt.Printf("clear %s %s\n", c.BPFDir, c.RunDir)
+					return err
+				},
+			}))
+		},
+	})
+}
+
+// TestScript runs the command line against a daemon that answers from the table below: it shows what is asked for and
+// how answers are printed, not that a daemon gives them. That is for the daemon's own test and for test/e2e.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE") != "",
+		Setup: func(env *testscript.Env) error {
+			socket := filepath.Join(env.WorkDir, "d.sock")
+			listener, err := net.Listen("unix", socket)
+			if err != nil {
+				return err
+			}
+			server := grpc.NewServer()
+			netfencev1.RegisterDaemonServiceServer(server, cannedDaemon{})
+			done := make(chan error, 1)
+			go func() { done <- server.Serve(listener) }()
+			env.Defer(func() {
+				server.Stop()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+			env.Setenv("SOCK", socket)
+			env.Setenv("NETFENCE_SOCKET", socket)
+			return nil
+		},
+	})
+}
+
+type cannedDaemon struct {
+	netfencev1.UnimplementedDaemonServiceServer
+}
+
+const firstID = "0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f2"
+
+var first = &netfencev1.AttachmentInfo{
+	Id: firstID, Target: "veth0", Type: netfencev1.AttachmentType_ATTACHMENT_TYPE_TC,
+	Direction: netfencev1.Direction_DIRECTION_INGRESS,
+	Mode:      netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST, DnsMode: netfencev1.DnsMode_DNS_MODE_DISABLED,
+	Metadata:       map[string]string{"tenant": "acme", "env": "prod"},
+	PacketsAllowed: 12, PacketsBlocked: 3,
+	AttachedAt: timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)),
+}
+
+var second = &netfencev1.AttachmentInfo{
+	Id: "0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f3", Target: "/sys/fs/cgroup/job-7",
+	Type: netfencev1.AttachmentType_ATTACHMENT_TYPE_CGROUP,
+	Mode: netfencev1.PolicyMode_POLICY_MODE_BLOCK_ALL, DnsMode: netfencev1.DnsMode_DNS_MODE_ALLOWLIST,
+	AttachedAt: timestamppb.New(time.Date(2026, 1, 2, 3, 4, 6, 7, time.UTC)),
+}
+
+func (cannedDaemon) Attach(_ context.Context, r *netfencev1.AttachRequest) (*netfencev1.AttachResponse, error) {
+	if r.GetInterfaceName() == "tap9" {
+		return nil, status.Error(codes.NotFound, "attach: interface tap9: no such interface")
+	}
+	if r.GetDryRun() {
+		return &netfencev1.AttachResponse{Created: true}, nil
+	}
+	return &netfencev1.AttachResponse{Id: firstID, Created: r.GetKey() == "", Warnings: []string{"what was asked for: " + describe(r)}}, nil
+}
+
+func describe(r *netfencev1.AttachRequest) string {
+	return fmt.Sprint(r.GetInterfaceName(), r.GetCgroupPath(), r.GetPid(), " ", r.GetDirection(), " ", r.GetNetns(), r.GetKey(), " ", r.GetMetadata())
+}
+
+func (cannedDaemon) Detach(_ context.Context, r *netfencev1.DetachRequest) (*emptypb.Empty, error) {
+	if r.GetAll() || r.GetId() == firstID || r.GetMissingOk() {
+		return &emptypb.Empty{}, nil
+	}
+	return nil, status.Error(codes.NotFound, "detach: attachment "+r.GetId()+r.GetKey()+": not found (see `netfenced list`)")
+}
+
+// List has pages of one.
+func (cannedDaemon) List(_ context.Context, r *netfencev1.ListRequest) (*netfencev1.ListResponse, error) {
+	if r.GetPageToken() == "" {
+		return &netfencev1.ListResponse{Attachments: []*netfencev1.AttachmentInfo{first}, NextPageToken: "2", TotalCount: 2}, nil
+	}
+	return &netfencev1.ListResponse{Attachments: []*netfencev1.AttachmentInfo{second}, TotalCount: 2}, nil
+}
+
+func (cannedDaemon) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonStatus, error) {
+	return &netfencev1.DaemonStatus{
+		Version: "v1.2.3", DaemonId: "node-1", Hostname: "host",
+		ControlPlaneState: netfencev1.ConnectionState_CONNECTION_STATE_CONNECTED, ControlPlaneAddress: "dir:///etc/netfence/policies",
+		AttachmentCount: 2, Problems: []string{"policy agents.yaml: line 3: mode is missing"},
+	}, nil
+}
+
+func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.GetResponse, error) {
+	if r.GetId() != firstID && r.GetKey() != "job-7" {
+		return nil, status.Error(codes.NotFound, "get: attachment "+r.GetId()+": not found")
+	}
+	return &netfencev1.GetResponse{
+		Attachment: first,
+		Policy: &netfencev1.BulkUpdate{
+			Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST,
+			AllowCidrs: []*netfencev1.CIDREntry{
+				{Cidr: "10.0.0.0/16"},
+				{
+					Cidr: "192.0.2.10", Ttl: durationpb.New(10 * time.Minute),
+					Ports: []*netfencev1.PortRange{{First: 5432, Last: 5432, Protocol: netfencev1.Protocol_PROTOCOL_TCP}},
+				},
+			},
+			DenyCidrs: []*netfencev1.CIDREntry{{Cidr: "10.0.9.0/24"}},
+		},
+		Applied:   &netfencev1.Applied{Revision: "r7"},
+		Drops:     map[string]uint64{"no-rule": 2, "deny-rule": 1},
+		LastError: "allow rule 1: prefix is missing",
+		Key:       "job-7",
+	}, nil
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/wire"
+	"github.com/netfence/netfence/policy"
+)
+
+// showRecord is what -o json prints.
+type showRecord struct {
+	Attachment attachmentRecord  `json:"attachment"`
+	Policy     *policy.Policy    `json:"policy"`
+	Applied    appliedRecord     `json:"applied"`
+	Drops      map[string]uint64 `json:"drops"`
+	LastError  string            `json:"last_error"`
+	Pending    bool              `json:"pending"`
+	Warnings   []string          `json:"warnings"`
+	Key        string            `json:"key"`
+}
+
+type appliedRecord struct {
+	Revision   string `json:"revision"`
+	PolicyName string `json:"policy_name"`
+	Audit      bool   `json:"audit"`
+}
+
+func (a *app) policyShow() *cobra.Command {
+	var byKey string
+	cmd := &cobra.Command{
+		Use:   "show (ID | --key KEY)",
+		Short: "Show the policy that is in force for an attachment",
+		Long: `Show the policy that the kernel holds for an attachment, what it dropped and why, and what went wrong last. A policy
+that was refused is not shown: what was in force before still is.`,
+		Example: `  netfenced policy show 0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f2
+  netfenced policy show --key job-7 -o json`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	cmd.Flags().StringVar(&byKey, "key", "", "key that the attachment was given")
+	output := outputFlag(cmd)
+	cmd.RunE = a.run(func(cmd *cobra.Command, args []string) error {
+		request := &netfencev1.GetRequest{Key: byKey}
+		if len(args) == 1 {
+			request.Id = args[0]
+		}
+		if (request.GetId() == "") == (request.GetKey() == "") {
+			return usagef("policy show: name one attachment, by its id or with --key (see `netfenced list`)")
+		}
+		return a.call(cmd.Context(), func(daemon netfencev1.DaemonServiceClient) error {
+			response, err := daemon.Get(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			record, err := newShowRecord(response)
+			if err != nil {
+				return err
+			}
+			if *output == formatJSON {
+				return printJSON(a.stdout, record)
+			}
+			return record.print(a.stdout)
+		})
+	})
+	return cmd
+}
+
+func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
+	p, _, err := wire.PolicyFrom(r.GetPolicy())
+	if err != nil {
+		return showRecord{}, fmt.Errorf("the daemon's answer: %w", err)
+	}
+	record := showRecord{
+		Attachment: newAttachmentRecord(r.GetAttachment()),
+		Policy:     p,
+		Applied: appliedRecord{
+			Revision: r.GetApplied().GetRevision(), PolicyName: r.GetApplied().GetPolicyName(), Audit: r.GetApplied().GetAudit(),
+		},
+		Drops:     r.GetDrops(),
+		LastError: r.GetLastError(),
+		Pending:   r.GetPending(),
+		Warnings:  orEmpty(r.GetWarnings()),
+		Key:       r.GetKey(),
+	}
+	if record.Drops == nil {
+		record.Drops = map[string]uint64{}
+	}
+	return record, nil
+}
+
+// print is for people: what the policy is, then what it did.
+func (r showRecord) print(w io.Writer) error {
+	rows := [][]string{
+		{"id", r.Attachment.ID},
+		{"target", r.Attachment.Target + " (" + r.Attachment.kind() + ")"},
+	}
+	add := func(name, text string) {
+		if text != "" {
+			rows = append(rows, []string{name, text})
+		}
+	}
+	add("key", r.Key)
+	add("metadata", pairs(r.Attachment.Metadata))
+	if r.Pending {
+		add("mode", r.Policy.Mode.String()+" (pending: no policy yet)")
+	} else {
+		add("mode", r.Policy.Mode.String())
+	}
+	add("revision", r.Applied.Revision)
+	for _, rule := range r.Policy.Allow {
+		add("allow", ruleText(rule))
+	}
+	for _, rule := range r.Policy.Deny {
+		add("deny", ruleText(rule))
+	}
+	if r.Policy.Replies == policy.RepliesDeny {
+		add("replies", r.Policy.Replies.String())
+	}
+	if r.Policy.Loopback != policy.LoopbackOwn {
+		add("loopback", r.Policy.Loopback.String())
+	}
+	add("dns", r.Policy.DNS.Mode.String())
+	for _, rule := range r.Policy.DNS.Allow {
+		add("dns allow", rule.String())
+	}
+	for _, rule := range r.Policy.DNS.Deny {
+		add("dns deny", rule.String())
+	}
+	add("allowed", fmt.Sprintf("%d packets", r.Attachment.PacketsAllowed))
+	add("blocked", fmt.Sprintf("%d packets", r.Attachment.PacketsBlocked))
+	for _, reason := range slices.Sorted(maps.Keys(r.Drops)) {
+		add("  "+reason, fmt.Sprint(r.Drops[reason]))
+	}
+	for _, warning := range r.Warnings {
+		add("warning", warning)
+	}
+	add("last error", r.LastError)
+	return printTable(w, rows)
+}
+
+func ruleText(r policy.Rule) string {
+	text := r.String()
+	if r.TTL != 0 {
+		text += ", ttl " + r.TTL.String()
+	}
+	if !r.ExpiresAt.IsZero() {
+		text += ", until " + r.ExpiresAt.Local().Format(time.RFC3339)
+	}
+	return text
+}
