@@ -133,13 +133,13 @@ func TestUnsetDNSMode(t *testing.T) {
 var badFiles = []struct{ text, want string }{
 	{"", "policy f.yaml: the file is empty"},
 	{"# only a comment\n", "policy f.yaml: the file is empty"},
-	{"- a\n", "line 1: top level: expected a mapping, found a list"},
+	{"- a\n", "line 1: expected a mapping, found a list"},
 	{"priority: 1\n", "line 1: mode is missing (one of block-all, allowlist, denylist, disabled)"},
 	{"mode:\n", "line 1: expected a single value, found nothing"},
 	{"mode: open\n", `line 1: mode "open": unknown (one of block-all, allowlist, denylist, disabled)`},
-	{"mode: allowlist\nmode: disabled\n", `line 2: top level: key "mode" comes twice`},
-	{"mode: allowlist\nalow: []\n", `line 2: top level: unknown key "alow"; did you mean allow?`},
-	{"mode: allowlist\nzebra: []\n", `line 2: top level: unknown key "zebra" (one of version, match, `},
+	{"mode: allowlist\nmode: disabled\n", `line 2: key "mode" comes twice`},
+	{"mode: allowlist\nalow: []\n", `line 2: unknown key "alow"; did you mean allow?`},
+	{"mode: allowlist\nzebra: []\n", `line 2: unknown key "zebra" (one of version, match, `},
 	{"mode: allowlist\ndns:\n  upstream: []\n", `line 3: dns: unknown key "upstream"; did you mean upstreams?`},
 	{"mode: allowlist\n---\nmode: disabled\n", "line 2: a second document (one file, one policy)"},
 	{"version: 2\nmode: allowlist\n", "line 1: version 2: unknown (this is version 1)"},
@@ -166,7 +166,7 @@ var badFiles = []struct{ text, want string }{
 	{"mode: allowlist\nsource: [\"33:33:00:00:00:01\"]\n", "source entry 1: source 33:33:00:00:00:01: not the MAC address of one device"},
 	{"mode: allowlist\nreplies_udp: [80/tcp]\n", "replies_udp entry 1: TCP is answered anyway"},
 	{"mode: allowlist\nallow: &a [*a]\n", "line 2: allow rule 1: expected a single value, found a list"},
-	{"mode: allowlist\n<<: {audit: true}\n", `line 2: top level: unknown key "<<"`},
+	{"mode: allowlist\n<<: {audit: true}\n", `line 2: unknown key "<<"`},
 	{"mode: allowlist\nallow: [\n", "line 2: did not find expected node content"},
 }
 
@@ -234,7 +234,7 @@ func TestSets(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"":                               "sets s.yaml: the file is empty",
-		"mode: allowlist\n":              `sets s.yaml: line 1: top level: unknown key "mode"`,
+		"mode: allowlist\n":              `sets s.yaml: line 1: unknown key "mode"`,
 		"sets: {a: [b.example, bad_/x]}": "sets s.yaml: line 1: set a rule 2: ",
 	} {
 		if _, err := ParseSets("s.yaml", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
@@ -263,7 +263,7 @@ func TestPolicyInAnotherFile(t *testing.T) {
 		t.Errorf("got %+v, want %+v", config.Default, want)
 	}
 	err := yaml.Unmarshal([]byte("default_policy:\n  mode: allowlist\n  match: {a: b}\n"), &config)
-	if err == nil || !strings.Contains(err.Error(), `line 3: top level: unknown key "match"`) {
+	if err == nil || !strings.Contains(err.Error(), `line 3: unknown key "match"`) {
 		t.Errorf("match in a policy: %v", err)
 	}
 }

@@ -122,7 +122,7 @@ func validSetName(s string) bool {
 
 func ruleMapping(n *yaml.Node) (*Rule, error) {
 	var r Rule
-	err := mapping(n, "address rule", []key{
+	err := mapping(n, "address rule: ", []key{
 		{"cidr", func(n *yaml.Node) error {
 			s, err := scalar(n)
 			if err == nil {
@@ -163,7 +163,7 @@ func ruleMapping(n *yaml.Node) (*Rule, error) {
 
 func domainMapping(n *yaml.Node) (*DomainRule, error) {
 	var r DomainRule
-	err := mapping(n, "domain rule", []key{
+	err := mapping(n, "domain rule: ", []key{
 		{"domain", func(n *yaml.Node) error {
 			s, err := scalar(n)
 			if err == nil {

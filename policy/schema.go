@@ -36,7 +36,7 @@ func (d *decoder) file(n *yaml.Node, f *File) error {
 }
 
 func (d *decoder) setsFile(n *yaml.Node) error {
-	return mapping(n, "top level", []key{{"version", version}, {"sets", d.readSets}})
+	return mapping(n, "", []key{{"version", version}, {"sets", d.readSets}})
 }
 
 // policy reads the keys and settles what one says about another.
@@ -47,7 +47,7 @@ func (d *decoder) policy(n *yaml.Node, p *Policy, keys []key) error {
 			return err
 		}
 	}
-	if err := mapping(n, "top level", keys); err != nil {
+	if err := mapping(n, "", keys); err != nil {
 		return err
 	}
 	// A file caught half written, or a mistyped one, must not decide.
@@ -83,7 +83,7 @@ func (d *decoder) policyKeys(p *Policy) []key {
 		{"audit", boolean(&p.Audit)},
 		{"allow", func(n *yaml.Node) error { return d.ruleList(n, "allow", &p.Allow, &p.DNS.Allow) }},
 		{"deny", func(n *yaml.Node) error { return d.ruleList(n, "deny", &p.Deny, &p.DNS.Deny) }},
-		{"dns", func(n *yaml.Node) error { return mapping(n, "dns", d.dnsKeys(&p.DNS)) }},
+		{"dns", func(n *yaml.Node) error { return mapping(n, "dns: ", d.dnsKeys(&p.DNS)) }},
 		{"replies", text(&p.Replies)},
 		{"replies_udp", func(n *yaml.Node) error { return portList(n, &p.RepliesUDP) }},
 		{"loopback", text(&p.Loopback)},
@@ -107,7 +107,7 @@ func (d *decoder) readSets(n *yaml.Node) error {
 		return nil
 	}
 	d.sets = Sets{}
-	return pairs(n, "sets", func(name string, k, v *yaml.Node) error {
+	return pairs(n, "sets: ", func(name string, k, v *yaml.Node) error {
 		if !validSetName(name) {
 			return at(k, "set %s: a name is made of letters, digits, -, _ and .", quote(name))
 		}
@@ -150,7 +150,7 @@ func integer(n *yaml.Node) (int, error) {
 
 func stringMap(n *yaml.Node) (map[string]string, error) {
 	m := map[string]string{}
-	err := pairs(n, "match", func(name string, _, v *yaml.Node) error {
+	err := pairs(n, "match: ", func(name string, _, v *yaml.Node) error {
 		s, err := scalar(v)
 		if err != nil {
 			return fmt.Errorf("match %s: %w", quote(name), err)
@@ -164,7 +164,7 @@ func stringMap(n *yaml.Node) (map[string]string, error) {
 func forwardList(n *yaml.Node, forward *[]ZoneForward) error {
 	return sequence(n, "forward", func(i int, item *yaml.Node) error {
 		var z ZoneForward
-		err := mapping(item, "forward", []key{
+		err := mapping(item, "forward: ", []key{
 			{"zone", func(n *yaml.Node) error {
 				s, err := scalar(n)
 				if err == nil {

@@ -70,24 +70,24 @@ func kindName(n *yaml.Node) string {
 }
 
 // pairs walks a mapping and refuses a key that comes twice. Nothing at all is
-// an empty one.
-func pairs(n *yaml.Node, what string, visit func(name string, key, value *yaml.Node) error) error {
+// an empty one. Errors begin with where.
+func pairs(n *yaml.Node, where string, visit func(name string, key, value *yaml.Node) error) error {
 	n = resolve(n)
 	if isNull(n) {
 		return nil
 	}
 	if n.Kind != yaml.MappingNode {
-		return at(n, "%s: expected a mapping, found %s", what, kindName(n))
+		return at(n, "%sexpected a mapping, found %s", where, kindName(n))
 	}
 	seen := make(map[string]bool, len(n.Content)/2)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		name, err := scalar(k)
 		if err != nil {
-			return at(k, "%s: key: %w", what, err)
+			return at(k, "%skey: %w", where, err)
 		}
 		if seen[name] {
-			return at(k, "%s: key %s comes twice", what, quote(name))
+			return at(k, "%skey %s comes twice", where, quote(name))
 		}
 		seen[name] = true
 		if err := visit(name, k, v); err != nil {
@@ -98,8 +98,8 @@ func pairs(n *yaml.Node, what string, visit func(name string, key, value *yaml.N
 }
 
 // mapping reads a mapping of known keys.
-func mapping(n *yaml.Node, what string, keys []key) error {
-	return pairs(n, what, func(name string, k, v *yaml.Node) error {
+func mapping(n *yaml.Node, where string, keys []key) error {
+	return pairs(n, where, func(name string, k, v *yaml.Node) error {
 		names := make([]string, len(keys))
 		for i := range keys {
 			if keys[i].name == name {
@@ -111,7 +111,7 @@ func mapping(n *yaml.Node, what string, keys []key) error {
 		if hint == "" {
 			hint = " (one of " + strings.Join(names, ", ") + ")"
 		}
-		return at(k, "%s: unknown key %s%s", what, quote(name), hint)
+		return at(k, "%sunknown key %s%s", where, quote(name), hint)
 	})
 }
 
