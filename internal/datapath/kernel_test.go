@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // pinDir is a bpffs of the test's own.
-func pinDir(t *testing.T) string {
+func pinDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
@@ -36,7 +36,7 @@ func pinDir(t *testing.T) string {
 	return filepath.Join(dir, "netfence")
 }
 
-func open(t *testing.T, dir string) *Datapath {
+func open(t testing.TB, dir string) *Datapath {
 	t.Helper()
 	d, err := Open(Config{Dir: dir})
 	if err != nil {
@@ -51,7 +51,7 @@ func open(t *testing.T, dir string) *Datapath {
 }
 
 // vethTarget makes a veth pair and returns its host side as a target.
-func vethTarget(t *testing.T, name string) target.Target {
+func vethTarget(t testing.TB, name string) target.Target {
 	t.Helper()
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"}
 	if err := netlink.LinkAdd(veth); err != nil {
@@ -69,7 +69,7 @@ func vethTarget(t *testing.T, name string) target.Target {
 	return interfaceTarget(t, l, false)
 }
 
-func interfaceTarget(t *testing.T, l netlink.Link, headerless bool) target.Target {
+func interfaceTarget(t testing.TB, l netlink.Link, headerless bool) target.Target {
 	t.Helper()
 	cookie, err := target.NetnsCookie()
 	if err != nil {
@@ -82,7 +82,7 @@ func interfaceTarget(t *testing.T, l netlink.Link, headerless bool) target.Targe
 }
 
 // cgroupTarget makes a cgroup.
-func cgroupTarget(t *testing.T) target.Target {
+func cgroupTarget(t testing.TB) target.Target {
 	t.Helper()
 	mount, err := target.Cgroup2Mount()
 	if err != nil {
@@ -106,7 +106,7 @@ func cgroupTarget(t *testing.T) target.Target {
 
 func newID() string { return uuid.NewString() }
 
-func attach(t *testing.T, d *Datapath, tg target.Target) string {
+func attach(t testing.TB, d *Datapath, tg target.Target) string {
 	t.Helper()
 	id := attachOnly(t, d, tg)
 	t.Cleanup(func() {
@@ -117,7 +117,7 @@ func attach(t *testing.T, d *Datapath, tg target.Target) string {
 	return id
 }
 
-func compile(t *testing.T, p *policy.Policy) *policy.Compiled {
+func compile(t testing.TB, p *policy.Policy) *policy.Compiled {
 	t.Helper()
 	c, err := p.Settle(nil, bootTime(t), time.Now()).Compile()
 	if err != nil {
@@ -126,14 +126,14 @@ func compile(t *testing.T, p *policy.Policy) *policy.Compiled {
 	return c
 }
 
-func replace(t *testing.T, d *Datapath, id string, p *policy.Policy) {
+func replace(t testing.TB, d *Datapath, id string, p *policy.Policy) {
 	t.Helper()
 	if err := d.Replace(id, compile(t, p)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func bootTime(t *testing.T) time.Duration {
+func bootTime(t testing.TB) time.Duration {
 	t.Helper()
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
@@ -157,7 +157,7 @@ const (
 )
 
 // run gives one packet to a program as if it had come to the interface.
-func run(t *testing.T, p *ebpf.Program, tg target.Target, packet []byte) uint32 {
+func run(t testing.TB, p *ebpf.Program, tg target.Target, packet []byte) uint32 {
 	t.Helper()
 	for len(packet) < 64 {
 		packet = append(packet, 0) // frames are padded on the wire too
@@ -166,7 +166,7 @@ func run(t *testing.T, p *ebpf.Program, tg target.Target, packet []byte) uint32 
 }
 
 // runExact does not pad.
-func runExact(t *testing.T, p *ebpf.Program, tg target.Target, packet []byte) uint32 {
+func runExact(t testing.TB, p *ebpf.Program, tg target.Target, packet []byte) uint32 {
 	t.Helper()
 	verdict, err := p.Run(&ebpf.RunOptions{Data: packet, Context: &skb{Ifindex: uint32(tg.Ifindex)}})
 	if err != nil {

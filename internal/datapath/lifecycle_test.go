@@ -144,7 +144,7 @@ func TestOpenAdopts(t *testing.T) {
 	}
 }
 
-func attachOnly(t *testing.T, d *Datapath, tg target.Target) string {
+func attachOnly(t testing.TB, d *Datapath, tg target.Target) string {
 	t.Helper()
 	id := newID()
 	if err := d.Attach(id, tg); err != nil {
@@ -183,8 +183,8 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 			}
 		},
 	} {
-		for kind, make := range map[string]func(*testing.T) target.Target{
-			"interface": func(t *testing.T) target.Target { return vethTarget(t, "v"+string(rune('a'+len(name)%26))) },
+		for kind, make := range map[string]func(testing.TB) target.Target{
+			"interface": func(t testing.TB) target.Target { return vethTarget(t, "v"+string(rune('a'+len(name)%26))) },
 			"cgroup":    cgroupTarget,
 		} {
 			t.Run(name+", "+kind, func(t *testing.T) {

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
+)
+
+// The benchmarks print tables of medians over interleaved rounds: all cases of
+// a round run one after the other, so that noise meets them alike.
+const rounds = 11
+
+type benchCase struct {
+	name string
+	run  func() time.Duration // one round; per operation
+}
+
+func table(b *testing.B, title string, cases []benchCase) {
+	b.Helper()
+	took := make([][]time.Duration, len(cases))
+	for range rounds {
+		for i, c := range cases {
+			took[i] = append(took[i], c.run())
+		}
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "%s\tmedian\tmin\tmax\tover the first\n", title)
+	var base time.Duration
+	for i, c := range cases {
+		slices.Sort(took[i])
+		median := took[i][rounds/2]
+		if i == 0 {
+			base = median
+		}
+		fmt.Fprintf(w, "%s\t%v\t%v\t%v\t%+v\n", c.name, median, took[i][0], took[i][rounds-1], median-base)
+	}
+	if err := w.Flush(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func nthPrefix(i int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 0}), 24)
+}
+
+func manyRules(n int) *policy.Policy {
+	p := &policy.Policy{Mode: policy.ModeAllowlist, Allow: make([]policy.Rule, n)}
+	for i := range p.Allow {
+		p.Allow[i].Prefix = nthPrefix(i)
+	}
+	return p
+}
+
+// BenchmarkPacket is what a packet costs at an interface, beside a program that does nothing.
+func BenchmarkPacket(b *testing.B) {
+	d := open(b, pinDir(b))
+	id := attach(b, d, vethTarget(b, "v0"))
+	// test_run without a context comes from lo, which is no target: lend it the identity.
+	cookie, err := target.NetnsCookie()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := d.bpf.NfInterfaces.Put(&bpfInterfaceKey{Netns: cookie, Ifindex: 1}, identity(d.known[id])); err != nil {
+		b.Fatal(err)
+	}
+	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		License:      "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nothing.Close()
+
+	packets := func(p *ebpf.Program, want uint32, packet []byte, c *policy.Compiled) func() time.Duration {
+		return func() time.Duration {
+			if err := d.Replace(id, c); err != nil {
+				b.Fatal(err)
+			}
+			verdict, took, err := p.Benchmark(append(packet, make([]byte, 64)...), 200_000, nil)
+			if err != nil || verdict != want {
+				b.Fatalf("verdict %#x, want %#x: %v", verdict, want, err)
+			}
+			return took
+		}
+	}
+	to := nthPrefix(5).Addr().Next().String()
+	ten, thousand, many := compile(b, manyRules(10)), compile(b, manyRules(1000)), compile(b, manyRules(100_000))
+	disabled, denylist := compile(b, &policy.Policy{Mode: policy.ModeDisabled}), compile(b, &policy.Policy{Mode: policy.ModeDenylist})
+	out := d.bpf.NfOutL2
+	for b.Loop() {
+		table(b, "per packet", []benchCase{
+			{"empty program", packets(nothing, passed, udp4(to, 9), ten)},
+			{"disabled", packets(out, passed, udp4(to, 9), disabled)},
+			{"denylist without rules", packets(out, passed, udp4(to, 9), denylist)},
+			{"allowed, 10 rules", packets(out, passed, udp4(to, 9), ten)},
+			{"allowed, 1,000 rules", packets(out, passed, udp4(to, 9), thousand)},
+			{"allowed, 100,000 rules", packets(out, passed, udp4(to, 9), many)},
+			{"dropped and counted, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
+			{"the other side, no flows", packets(d.bpf.NfInL2, passed, tcp4(to, 9)[:34], ten)},
+		})
+	}
+}
+
+// BenchmarkControl is what the daemon's own work in the kernel costs.
+func BenchmarkControl(b *testing.B) {
+	d := open(b, pinDir(b))
+	veth, cgroup := vethTarget(b, "v0"), cgroupTarget(b)
+	timed := func(f func() error) time.Duration {
+		start := time.Now()
+		if err := f(); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	attaching := func(tg target.Target) func() time.Duration {
+		return func() time.Duration {
+			id := newID()
+			took := timed(func() error { return d.Attach(id, tg) })
+			timed(func() error { return d.Detach(id) })
+			return took
+		}
+	}
+	id := attach(b, d, cgroupTarget(b))
+	other := attach(b, d, cgroupTarget(b))
+	replacing := func(n int) func() time.Duration {
+		round := 0
+		return func() time.Duration {
+			round++
+			p := manyRules(n)
+			p.Allow[0].Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{7, byte(round >> 8), byte(round), 0}), 24)
+			c := compile(b, p)
+			return timed(func() error { return d.Replace(id, c) })
+		}
+	}
+	shared := compile(b, manyRules(1000))
+	if err := d.Replace(other, shared); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		table(b, "in the kernel", []benchCase{
+			{"attach a cgroup", attaching(cgroup)},
+			{"attach an interface", attaching(veth)},
+			{"replace by rules in use elsewhere", func() time.Duration {
+				timed(func() error { return d.Replace(id, compile(b, policy.BlockAll())) })
+				return timed(func() error { return d.Replace(id, shared) })
+			}},
+			{"replace 10 rules", replacing(10)},
+			{"replace 10,000 rules", replacing(10_000)},
+			{"replace 100,000 rules", replacing(100_000)},
+			{"start over it", func() time.Duration {
+				var again *Datapath
+				took := timed(func() (err error) { again, err = Open(Config{Dir: string(d.pins)}); return err })
+				timed(again.Close)
+				return took
+			}},
+		})
+	}
+}
