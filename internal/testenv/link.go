@@ -36,6 +36,8 @@ func Veth(t TB, a, b End) {
 	t.Cleanup(func() { a.NS.remove(t, a.Name) })
 	a.up(t)
 	b.up(t)
+	a.awaitCarrier(t)
+	b.awaitCarrier(t)
 }
 
 // up brings the device up and gives it its addresses. Duplicate address detection
@@ -64,6 +66,24 @@ func (e End) up(t TB) {
 			}
 		}
 		return nil
+	})
+}
+
+// awaitCarrier waits until the device sends. The kernel activates its queue some
+// time after the other end came up, up to a second, and drops packets until then.
+func (e End) awaitCarrier(t TB) {
+	t.Helper()
+	Eventually(t, "carrier of "+e.Name, func() bool {
+		ready := false
+		e.NS.do(t, "look at "+e.Name, func() error {
+			link, err := netlink.LinkByName(e.Name)
+			if err == nil {
+				state := link.Attrs().OperState
+				ready = state == netlink.OperUp || state == netlink.OperUnknown && link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+			}
+			return err
+		})
+		return ready
 	})
 }
 
@@ -104,6 +124,9 @@ func Bridge(t TB, bridge End, ports ...string) {
 	})
 	t.Cleanup(func() { bridge.NS.remove(t, bridge.Name) })
 	bridge.up(t)
+	if len(ports) > 0 {
+		bridge.awaitCarrier(t)
+	}
 }
 
 // Tap makes a tap device at each end and carries the frames between them, as a
@@ -132,6 +155,8 @@ func tunPair(t TB, host, guest End, mode uint16) {
 	})
 	host.up(t)
 	guest.up(t)
+	host.awaitCarrier(t)
+	guest.awaitCarrier(t)
 }
 
 // openTun makes the device. It goes away when the file is closed (the kernel's

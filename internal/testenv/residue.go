@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,30 +40,32 @@ func look() (traces, error) {
 	return found, nil
 }
 
-// residue returns what there is that was not there before. What goes away by
-// itself, like BPF objects after a grace period, gets the time to do so.
+// grace is what BPF objects and killed processes get to go away by themselves.
+const grace = 2 * time.Second
+
+// residue returns what there is that was not there before.
 func residue(before traces) (traces, error) {
 	var left traces
 	var err error
-	gone := poll(Patience/2, func() bool {
+	poll(grace, func() bool {
 		if left, err = look(); err == nil {
 			err = findProcesses(left)
 		}
 		alone := aloneNow()
+		transient := false
 		for what := range left {
+			bpf := strings.HasPrefix(what, bpfTrace)
 			// BPF objects of a suite that runs at the same time cannot be told from
 			// this one's; the last suite to end judges them.
-			_, old := before[what]
-			if old || !alone && strings.HasPrefix(what, bpfTrace) {
+			if _, old := before[what]; old || bpf && !alone {
 				delete(left, what)
+				continue
 			}
+			transient = transient || bpf || strings.HasPrefix(what, processTrace)
 		}
-		return err != nil || len(left) == 0
+		return err != nil || !transient
 	})
-	if err != nil || gone {
-		return nil, err
-	}
-	return left, nil
+	return left, err
 }
 
 func findLinks(found traces) error {
@@ -171,6 +174,9 @@ func findPins(found traces) error {
 	return nil
 }
 
+// processTrace begins the descriptions of what findProcesses finds.
+const processTrace = "process "
+
 // findProcesses finds children of the calling process, which the suite's lost ones
 // have become. Those that ended are reaped.
 func findProcesses(found traces) error {
@@ -202,7 +208,7 @@ func findProcesses(found traces) error {
 		if err != nil {
 			return fmt.Errorf("processes: %w", err)
 		}
-		found["process "+string(text[:end+1])] = func() error { return unix.Kill(pid, unix.SIGKILL) }
+		found[processTrace+string(text[:end+1])] = func() error { return unix.Kill(pid, unix.SIGKILL) }
 	}
 	return nil
 }
