@@ -44,15 +44,10 @@ func ResolveInterface(name string, want Direction, netns string) (Target, error)
 	if err != nil {
 		return Target{}, fmt.Errorf("%s: %w", object, err)
 	}
-	if link.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
-		return Target{}, &InvalidError{Object: object, Cause: "the loopback interface is no target",
-			Next: "attach a cgroup to filter the host's own processes"}
+	if err := checkLink(link); err != nil {
+		return Target{}, err
 	}
 	t := describe(link, cookie)
-	if !judged[link.Attrs().EncapType] {
-		return Target{}, &InvalidError{Object: object,
-			Cause: fmt.Sprintf("link layer %s is not supported", link.Attrs().EncapType)}
-	}
 	t.Direction = want
 	if want == DirectionAuto {
 		if t.Direction, err = findDirection(link); err != nil {
@@ -67,6 +62,19 @@ func ResolveInterface(name string, want Direction, netns string) (Target, error)
 func validName(name string) bool {
 	return name != "" && len(name) < 128 && name != "." && name != ".." &&
 		!strings.ContainsAny(name, "/:\x00 \t\n\v\f\r")
+}
+
+// checkLink refuses what no direction makes a target.
+func checkLink(link netlink.Link) error {
+	object := "interface " + link.Attrs().Name
+	if link.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
+		return &InvalidError{Object: object, Cause: "the loopback interface is no target",
+			Next: "attach a cgroup to filter the host's own processes"}
+	}
+	if layer := link.Attrs().EncapType; !judged[layer] {
+		return &InvalidError{Object: object, Cause: fmt.Sprintf("link layer %s is not supported", layer)}
+	}
+	return nil
 }
 
 // judged are the link layers whose packets the filter can parse. GRE is not among

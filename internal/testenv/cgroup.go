@@ -100,8 +100,8 @@ func cgroupRoot() (string, error) {
 	return "", errors.New("cgroup v2 is mounted neither at /sys/fs/cgroup nor at /sys/fs/cgroup/unified")
 }
 
-// cgroupV1Mount returns where some cgroup v1 hierarchy is mounted, if there is one.
-func cgroupV1Mount() (string, bool) {
+// CgroupV1Mount returns where some cgroup v1 hierarchy is mounted, if there is one.
+func CgroupV1Mount() (string, bool) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return "", false
