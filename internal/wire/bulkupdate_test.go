@@ -17,7 +17,7 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-func TestPolicyToAndBack(t *testing.T) {
+func TestBulkUpdateAndBack(t *testing.T) {
 	for _, p := range []*policy.Policy{
 		richPolicy,
 		{Mode: policy.ModeDisabled, DNS: policy.DNS{Mode: policy.DNSDisabled}},
@@ -38,7 +38,7 @@ func TestPolicyToAndBack(t *testing.T) {
 }
 
 // A peer that announced nothing is sent published messages only, and never a rule without what narrows it.
-func TestPolicyToPublishedPeer(t *testing.T) {
+func TestBulkUpdateToPublishedPeer(t *testing.T) {
 	rule := func(edit func(*policy.Rule)) *policy.Policy {
 		r := policy.Rule{Prefix: netip.MustParsePrefix("10.0.0.0/8")}
 		edit(&r)

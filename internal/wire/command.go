@@ -3,8 +3,6 @@
 package wire
 
 import (
-	"google.golang.org/protobuf/reflect/protoreflect"
-
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/policy"
 )
@@ -100,8 +98,7 @@ func edit(f func(*policy.Policy) *policy.Policy) Change {
 // commandField is the name of the command that is set, or "" for none that this build knows.
 func commandField(cmd *netfencev1.ControlCommand) string {
 	m := cmd.ProtoReflect()
-	var oneof protoreflect.OneofDescriptor = m.Descriptor().Oneofs().ByName("command")
-	if field := m.WhichOneof(oneof); field != nil {
+	if field := m.WhichOneof(m.Descriptor().Oneofs().ByName("command")); field != nil {
 		return string(field.Name())
 	}
 	return ""
