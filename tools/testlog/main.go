@@ -59,54 +59,72 @@ func listed(text string) map[string]bool {
 }
 
 func report(allowed map[string]bool, in io.Reader, out io.Writer) error {
-	logs := map[string][]string{} // output of tests that have not ended, by package and test
-	var failed bool
-	var skipped []string
+	r := reporter{allowed: allowed, out: out, logs: map[string]string{}}
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadBytes('\n')
-		if len(line) > 0 {
-			var e event
-			if json.Unmarshal(line, &e) != nil {
-				fmt.Fprintf(out, "%s", line) // go vet and the linker write plain text
-				continue
-			}
-			name := strings.TrimPrefix(e.Package, module) + " " + e.Test
-			switch {
-			case e.Action == "build-output", e.Action == "output" && e.Test == "" && e.Output != "PASS\n":
-				fmt.Fprint(out, e.Output)
-			case e.Action == "output":
-				logs[name] = append(logs[name], e.Output)
-			case e.Action == "fail" || e.Action == "build-fail":
-				failed = true
-				fmt.Fprint(out, strings.Join(logs[name], ""))
-				delete(logs, name)
-			case e.Action == "skip" && e.Test != "" && !allowed[name]:
-				skipped = append(skipped, name+"\n"+strings.Join(logs[name], ""))
-				delete(logs, name)
-			case e.Action == "pass" || e.Action == "skip":
-				delete(logs, name)
-			}
-		}
+		r.line(line)
 		if errors.Is(err, io.EOF) {
-			break
+			return r.end()
 		}
 		if err != nil {
 			return err
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(logs)) {
-		fmt.Fprintf(out, "not ended: %s\n%s", name, strings.Join(logs[name], ""))
-		failed = true
+}
+
+type reporter struct {
+	allowed map[string]bool
+	out     io.Writer
+	logs    map[string]string // output of tests that have not ended, by "package test"
+	failed  bool
+	skipped []string // not listed, each with its output
+}
+
+func (r *reporter) line(line []byte) {
+	var e event
+	if json.Unmarshal(line, &e) != nil {
+		fmt.Fprintf(r.out, "%s", line) // the linker writes plain text
+		return
 	}
-	for _, s := range skipped {
-		fmt.Fprintf(out, "skipped and not listed: %s", s)
+	name := strings.TrimPrefix(e.Package, module) + " " + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(r.out, e.Output)
+	case "output":
+		switch {
+		case e.Test != "":
+			r.logs[name] += e.Output
+		case e.Output != "PASS\n":
+			fmt.Fprint(r.out, e.Output)
+		}
+	case "fail", "build-fail":
+		r.failed = true
+		fmt.Fprint(r.out, r.logs[name])
+		delete(r.logs, name)
+	case "skip":
+		if e.Test != "" && !r.allowed[name] {
+			r.skipped = append(r.skipped, name+"\n"+r.logs[name])
+		}
+		delete(r.logs, name)
+	case "pass":
+		delete(r.logs, name)
+	}
+}
+
+func (r *reporter) end() error {
+	for _, name := range slices.Sorted(maps.Keys(r.logs)) {
+		r.failed = true
+		fmt.Fprintf(r.out, "not ended: %s\n%s", name, r.logs[name])
+	}
+	for _, s := range r.skipped {
+		fmt.Fprintf(r.out, "skipped and not listed: %s", s)
 	}
 	switch {
-	case failed:
+	case r.failed:
 		return errors.New("tests failed")
-	case len(skipped) > 0:
-		return fmt.Errorf("%d tests skipped that are not listed", len(skipped))
+	case len(r.skipped) > 0:
+		return fmt.Errorf("%d tests skipped that are not listed", len(r.skipped))
 	}
 	return nil
 }
