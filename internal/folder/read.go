@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package folder
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/netfence/netfence/policy"
+)
+
+// setsNames are the files whose sets every other may use.
+var setsNames = []string{"sets.yaml", "sets.yml"}
+
+// reader makes one snapshot from the folder and the snapshot before.
+type reader struct {
+	dir     string
+	old     *snapshot
+	entries map[string]entry
+	changed bool
+}
+
+// read makes the snapshot that follows old; old itself when nothing changed.
+func read(opts *Options, old *snapshot) *snapshot {
+	names, err := policyFiles(opts.Dir)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return old.unreadable(fmt.Errorf("policy folder: %w", err))
+	}
+	r := reader{dir: opts.Dir, old: old, entries: make(map[string]entry)}
+	r.changed = missing != old.missing || old.err != nil || old.unread
+
+	shared, sum := make(policy.Sets), sha256.New()
+	for _, name := range setsNames {
+		if !slices.Contains(names, name) {
+			continue
+		}
+		r.read(name, nil, func(data []byte) (*good, error) {
+			sets, err := policy.ParseSets(name, data)
+			return &good{sets: sets}, err
+		})
+		if e := r.entries[name]; e.good != nil {
+			maps.Copy(shared, e.good.sets)
+			sum.Write(e.sum[:])
+		}
+	}
+	used := sum.Sum(nil)
+	for _, name := range names {
+		if slices.Contains(setsNames, name) {
+			continue
+		}
+		r.read(name, used, func(data []byte) (*good, error) {
+			file, err := shared.ParseFile(name, data)
+			if err != nil {
+				return nil, err
+			}
+			decided, err := newDecision(name, file.Policy, opts)
+			if err != nil {
+				return nil, fmt.Errorf("policy %s: %w", name, err)
+			}
+			return &good{file: file, decision: decided}, nil
+		})
+	}
+	if !r.changed && len(r.entries) == len(old.entries) {
+		return old
+	}
+	return newSnapshot(r.entries, missing)
+}
+
+// read takes one file over from the old snapshot when its content, and the sets that it may use, are the
+// same, and parses it otherwise.
+func (r *reader) read(name string, sets []byte, parse func([]byte) (*good, error)) {
+	data, err := readFile(filepath.Join(r.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(r.dir, name)); errors.Is(err, fs.ErrNotExist) {
+			return // removed since the folder was listed; else a link that leads nowhere
+		}
+	}
+	old, known := r.old.entries[name]
+	e := entry{good: old.good}
+	if err != nil {
+		e.err = fmt.Errorf("policy %s: %w", name, err)
+	} else {
+		e.sum = sha256.Sum256(slices.Concat(sets, data))
+		if known && e.sum == old.sum {
+			r.entries[name] = old
+			return
+		}
+		var parsed *good
+		if parsed, e.err = parse(data); e.err == nil {
+			e.good = parsed
+		}
+	}
+	// An entry that was broken from the start and still is stays so; one that is broken when the
+	// folder is read for the first time becomes so.
+	e.initial = e.err != nil && e.good == nil && (old.initial || r.old.unread)
+	r.changed = r.changed || !known || err == nil || old.err == nil || old.err.Error() != e.err.Error()
+	r.entries[name] = e
+}
+
+// policyFiles lists *.yaml and *.yml by name, without hidden files: those are editors' and kubelet's.
+func policyFiles(dir string) ([]string, error) {
+	listed, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range listed {
+		ext := filepath.Ext(entry.Name())
+		if (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(entry.Name(), ".") {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
+}
+
+// readFile reads what policy.MaxFile permits and one byte more, which the parser then refuses.
+func readFile(path string) ([]byte, error) {
+	// O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("is not a regular file")
+	}
+	return io.ReadAll(io.LimitReader(f, policy.MaxFile+1))
+}
