@@ -4,6 +4,7 @@ package target
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -50,7 +51,8 @@ func TestDirection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: table.Attrs().Index, Table: 51820, Scope: netlink.SCOPE_LINK}); err != nil {
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: table.Attrs().Index, Table: 51820, Scope: netlink.SCOPE_LINK,
+			Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}); err != nil {
 			t.Fatal(err)
 		}
 		cookie, err := NetnsCookie()

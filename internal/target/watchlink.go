@@ -26,38 +26,22 @@ func subscribeLinks() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "rtnetlink"), nil
 }
 
-// readLinks handles link messages until the socket is closed.
+// readLinks handles link messages until the socket is closed. Only the kernel and
+// who may delete the interfaces anyway can send them (netlink_allowed).
 func (w *Watcher) readLinks() error {
-	conn, err := w.links.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("watch interfaces: %w", err)
-	}
 	buf := make([]byte, 64<<10)
 	for {
-		var n, flags int
-		var from unix.Sockaddr
-		var recvErr error
-		err := conn.Read(func(fd uintptr) bool {
-			n, _, flags, from, recvErr = unix.Recvmsg(int(fd), buf, nil, 0)
-			return recvErr != unix.EAGAIN
-		})
+		n, err := w.links.Read(buf)
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return nil
-		case err != nil:
-			return fmt.Errorf("watch interfaces: %w", err)
-		case recvErr == unix.EINTR:
-			continue
-		case recvErr == unix.ENOBUFS || flags&unix.MSG_TRUNC != 0:
+		case errors.Is(err, unix.ENOBUFS):
 			w.messagesLost()
 			continue
-		case recvErr != nil:
-			return fmt.Errorf("watch interfaces: receive: %w", recvErr)
+		case err != nil:
+			return fmt.Errorf("watch interfaces: %w", err)
 		}
-		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
-			continue // not from the kernel
-		}
-		if err := w.linkMessages(buf[:n]); err != nil {
+		if err := w.linkMessages(buf[:n]); err != nil { // perhaps cut off by the end of buf
 			w.log.Warn("link message could not be parsed", "err", err)
 			w.messagesLost()
 		}
