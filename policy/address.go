@@ -16,7 +16,7 @@ func ParseSource(s string) (Source, error) {
 	}
 	prefix, _, err := ParsePrefix(s, RefuseHostBits)
 	if err != nil {
-		return Source{}, fmt.Errorf("source: %w", err)
+		return Source{}, fmt.Errorf("source: %v", err)
 	}
 	return Source{Prefix: prefix}, nil
 }

@@ -30,7 +30,7 @@ func ParseDomain(s string) (string, error) {
 	name, isWildcard := strings.CutPrefix(s, "*.")
 	name, err := parseName(name)
 	if err != nil {
-		return "", fmt.Errorf("domain %s: %w", quote(s), err)
+		return "", fmt.Errorf("domain %s: %v", quote(s), err)
 	}
 	if isWildcard {
 		name = "*." + name
@@ -96,7 +96,7 @@ func canonicalName(s string) (string, error) {
 		}
 		ascii, err := uts46.ToASCII(s)
 		if err != nil {
-			return "", fmt.Errorf("not an internationalized name: %w", err)
+			return "", fmt.Errorf("not an internationalized name: %v", err)
 		}
 		return canonicalASCII(ascii)
 	}
@@ -182,7 +182,7 @@ func (z *ZoneForward) check() error {
 	canonical, err := parseName(z.Zone)
 	switch {
 	case err != nil:
-		return fmt.Errorf("zone %s: %w", quote(z.Zone), err)
+		return fmt.Errorf("zone %s: %v", quote(z.Zone), err)
 	case canonical != z.Zone:
 		return fmt.Errorf("zone %s is not in canonical form %s", quote(z.Zone), canonical)
 	case z.Original == (len(z.To) > 0):
@@ -192,7 +192,7 @@ func (z *ZoneForward) check() error {
 	}
 	for _, s := range z.To {
 		if err := checkServer(s); err != nil {
-			return fmt.Errorf("zone %s: %w", z.Zone, err)
+			return fmt.Errorf("zone %s: %v", z.Zone, err)
 		}
 	}
 	return nil

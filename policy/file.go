@@ -44,12 +44,12 @@ func ParseFile(name string, data []byte) (*File, error) { return Sets(nil).Parse
 func (s Sets) ParseFile(name string, data []byte) (*File, error) {
 	root, err := parseYAML(data)
 	if err != nil {
-		return nil, fmt.Errorf("policy %s: %w", name, err)
+		return nil, fmt.Errorf("policy %s: %v", name, err)
 	}
 	d := decoder{shared: s}
 	f := &File{Name: name, Policy: &Policy{}}
 	if err := d.file(root, f); err != nil {
-		return nil, fmt.Errorf("policy %s: %w", name, err)
+		return nil, fmt.Errorf("policy %s: %v", name, err)
 	}
 	f.Warnings = d.warnings
 	return f, nil
@@ -59,11 +59,11 @@ func (s Sets) ParseFile(name string, data []byte) (*File, error) {
 func ParseSets(name string, data []byte) (Sets, error) {
 	root, err := parseYAML(data)
 	if err != nil {
-		return nil, fmt.Errorf("sets %s: %w", name, err)
+		return nil, fmt.Errorf("sets %s: %v", name, err)
 	}
 	var d decoder
 	if err := d.setsFile(root); err != nil {
-		return nil, fmt.Errorf("sets %s: %w", name, err)
+		return nil, fmt.Errorf("sets %s: %v", name, err)
 	}
 	return d.sets, nil
 }

@@ -65,7 +65,7 @@ func ParsePorts(s string) (Ports, error) {
 		err = p.check()
 	}
 	if err != nil {
-		return Ports{}, fmt.Errorf("ports %s: %w", quote(s), err)
+		return Ports{}, fmt.Errorf("ports %s: %v", quote(s), err)
 	}
 	return p, nil
 }

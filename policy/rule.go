@@ -18,13 +18,13 @@ const maxPorts = 64
 func Parse(s string) (*Rule, *DomainRule, error) {
 	host, portText, err := splitPorts(s)
 	if err != nil {
-		return nil, nil, fmt.Errorf("rule %s: %w", quote(s), err)
+		return nil, nil, fmt.Errorf("rule %s: %v", quote(s), err)
 	}
 	var ports []Ports
 	if portText != "" {
 		p, err := ParsePorts(portText)
 		if err != nil {
-			return nil, nil, fmt.Errorf("rule %s: %w", quote(s), err)
+			return nil, nil, fmt.Errorf("rule %s: %v", quote(s), err)
 		}
 		ports = []Ports{p}
 	}
@@ -113,7 +113,7 @@ func checkPorts(ports []Ports) error {
 	}
 	for _, p := range ports {
 		if err := p.check(); err != nil {
-			return fmt.Errorf("ports %s: %w", p, err)
+			return fmt.Errorf("ports %s: %v", p, err)
 		}
 	}
 	return nil

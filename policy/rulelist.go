@@ -47,7 +47,7 @@ func (d *decoder) ruleList(n *yaml.Node, where string, addresses *[]Rule, names 
 			d.rules++
 		}
 		if err != nil {
-			return at(item, "%s rule %d: %w", where, i+1, err)
+			return at(item, "%s rule %d: %v", where, i+1, err)
 		}
 		return nil
 	})
@@ -94,7 +94,7 @@ func (d *decoder) set(name string) ([]anyRule, error) {
 	for _, s := range texts {
 		r, err := parseSetRule(s)
 		if err != nil {
-			return nil, fmt.Errorf("set %s: %w", name, err)
+			return nil, fmt.Errorf("set %s: %v", name, err)
 		}
 		rules = append(rules, r)
 	}

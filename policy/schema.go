@@ -118,7 +118,7 @@ func (d *decoder) readSets(n *yaml.Node) error {
 				_, err = parseSetRule(s)
 			}
 			if err != nil {
-				return at(item, "set %s rule %d: %w", name, i+1, err)
+				return at(item, "set %s rule %d: %v", name, i+1, err)
 			}
 			rules = append(rules, s)
 			return nil
@@ -153,7 +153,7 @@ func stringMap(n *yaml.Node) (map[string]string, error) {
 	err := pairs(n, "match: ", func(name string, _, v *yaml.Node) error {
 		s, err := scalar(v)
 		if err != nil {
-			return fmt.Errorf("match %s: %w", quote(name), err)
+			return fmt.Errorf("match %s: %v", quote(name), err)
 		}
 		m[name] = s
 		return nil
@@ -184,7 +184,7 @@ func forwardList(n *yaml.Node, forward *[]ZoneForward) error {
 			err = z.check()
 		}
 		if err != nil {
-			return at(item, "dns forward entry %d: %w", i+1, err)
+			return at(item, "dns forward entry %d: %v", i+1, err)
 		}
 		*forward = append(*forward, z)
 		return nil

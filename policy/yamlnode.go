@@ -23,7 +23,6 @@ type lineError struct {
 }
 
 func (e *lineError) Error() string { return fmt.Sprintf("line %d: %v", e.line, e.err) }
-func (e *lineError) Unwrap() error { return e.err }
 
 // at makes an error about a node. The line of an error among args is nearer
 // than the node's; it moves to the front.
@@ -84,14 +83,14 @@ func pairs(n *yaml.Node, where string, visit func(name string, key, value *yaml.
 		k, v := n.Content[i], n.Content[i+1]
 		name, err := scalar(k)
 		if err != nil {
-			return at(k, "%skey: %w", where, err)
+			return at(k, "%skey: %v", where, err)
 		}
 		if seen[name] {
 			return at(k, "%skey %s comes twice", where, quote(name))
 		}
 		seen[name] = true
 		if err := visit(name, k, v); err != nil {
-			return at(v, "%w", err)
+			return at(v, "%v", err)
 		}
 	}
 	return nil
@@ -153,11 +152,11 @@ func each[T any](n *yaml.Node, what string, list *[]T, parse func(string) (T, er
 	return sequence(n, what, func(i int, item *yaml.Node) error {
 		s, err := scalar(item)
 		if err != nil {
-			return at(item, "%s entry %d: %w", what, i+1, err)
+			return at(item, "%s entry %d: %v", what, i+1, err)
 		}
 		v, err := parse(s)
 		if err != nil {
-			return at(item, "%s entry %d: %w", what, i+1, err)
+			return at(item, "%s entry %d: %v", what, i+1, err)
 		}
 		*list = append(*list, v)
 		return nil
