@@ -24,12 +24,14 @@ func (e *UnsupportedError) Error() string {
 // part that has no effect yet an [*UnsupportedError].
 func (p *Policy) Compile() (*Compiled, error) {
 	switch {
+	case p.Audit:
+		return nil, &UnsupportedError{"audit"}
 	case len(p.Source) > 0:
 		return nil, &UnsupportedError{"source"}
 	case len(p.RepliesUDP) > 0:
 		return nil, &UnsupportedError{"replies_udp"}
 	}
-	c := &Compiled{Mode: p.Mode, Audit: p.Audit}
+	c := &Compiled{Mode: p.Mode}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist:
 		c.Replies, c.Loopback = p.Replies == RepliesDefault, p.Loopback

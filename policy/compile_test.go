@@ -21,7 +21,7 @@ func TestCompileSettings(t *testing.T) {
 	}{
 		{Policy{}, Compiled{Loopback: LoopbackDeny}, false},
 		{Policy{Mode: ModeBlockAll, Allow: rule, Loopback: LoopbackAllow}, Compiled{Loopback: LoopbackDeny}, false},
-		{Policy{Mode: ModeDisabled, Deny: rule, Audit: true}, Compiled{Mode: ModeDisabled, Audit: true, Loopback: LoopbackAllow}, false},
+		{Policy{Mode: ModeDisabled, Deny: rule}, Compiled{Mode: ModeDisabled, Loopback: LoopbackAllow}, false},
 		{Policy{Mode: ModeAllowlist}, Compiled{Mode: ModeAllowlist, Replies: true}, false},
 		{Policy{Mode: ModeAllowlist, Allow: rule, Replies: RepliesDeny}, Compiled{Mode: ModeAllowlist}, true},
 		{Policy{Mode: ModeDenylist, Deny: rule, Loopback: LoopbackAllow}, Compiled{Mode: ModeDenylist, Replies: true, Loopback: LoopbackAllow}, true},
@@ -42,6 +42,7 @@ func TestCompileSettings(t *testing.T) {
 
 func TestCompileUnsupported(t *testing.T) {
 	for field, p := range map[string]*Policy{
+		"audit":       {Audit: true},
 		"source":      {Source: []Source{{MAC: [6]byte{2}}}},
 		"replies_udp": {RepliesUDP: []Ports{{5060, 5060, UDP}}},
 	} {

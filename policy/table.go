@@ -14,7 +14,6 @@ import (
 // Compiled is a policy as the kernel holds it.
 type Compiled struct {
 	Mode     Mode
-	Audit    bool
 	Replies  bool         // in effect: never in block-all, not needed in disabled
 	Loopback LoopbackMode // in effect: deny in block-all, allow in disabled
 	Table    *Table       // nil: no rules, or a mode that does not ask them
