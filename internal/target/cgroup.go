@@ -77,7 +77,7 @@ func unescape(s string) string {
 
 func isFilesystem(path string, magic int64) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && int64(st.Type) == magic
+	return unix.Statfs(path, &st) == nil && int64(st.Type) == magic //nolint:unconvert // unsigned, with 32 bits, on s390x
 }
 
 // ResolveCgroup finds the cgroup v2 directory at path, an absolute path.

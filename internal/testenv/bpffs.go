@@ -36,7 +36,7 @@ func removeBPFFS(dir string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	if st.Type == unix.BPF_FS_MAGIC {
+	if uint32(st.Type) == unix.BPF_FS_MAGIC { // signed, with 32 bits, on 386
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			return &os.PathError{Op: "unmount", Path: dir, Err: err}
 		}

@@ -80,8 +80,8 @@ func removeCgroup(path string) error {
 		// A killed process leaves its cgroup when it has exited, not at once.
 		if !poll(Patience, func() bool {
 			err = unix.Rmdir(below[i])
-			return err != unix.EBUSY
-		}) || err != nil && err != unix.ENOENT {
+			return !errors.Is(err, unix.EBUSY)
+		}) || err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove cgroup %s: %w", below[i], err)
 		}
 	}

@@ -199,7 +199,7 @@ func TestBPFFSTakesPins(t *testing.T) {
 		t.Fatal(err)
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
+	if err := unix.Statfs(dir, &st); err != nil || uint32(st.Type) != unix.BPF_FS_MAGIC {
 		t.Errorf("file system type %#x (%v), want a bpffs", st.Type, err)
 	}
 }
