@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"slices"
+
+	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
+)
+
+// What the reconciler uses. It handles one attachment at a time in one place
+// only, and hands back the Desired that it acted on.
+
+// Desired is what the kernel is to hold for one attachment.
+type Desired struct {
+	ID       string
+	Target   target.Target
+	Revision Revision
+	// Removing: the kernel is to let go of it. Compiled is nil then.
+	Removing bool
+	Compiled *policy.Compiled
+
+	version version
+}
+
+// Dirty returns the channel that has a token when TakeDirty has ids. It has one
+// reader.
+func (s *Store) Dirty() <-chan struct{} { return s.wake }
+
+// TakeDirty returns the attachments that changed since it was last called, and
+// after Open all, in no order.
+func (s *Store) TakeDirty() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]string, 0, len(s.dirty))
+	for id := range s.dirty {
+		ids = append(ids, id)
+	}
+	clear(s.dirty)
+	return ids
+}
+
+// Desired returns what is desired of id now, or ErrNotFound.
+func (s *Store) Desired(id string) (Desired, error) {
+	s.mu.Lock()
+	r := s.records[id]
+	if r == nil {
+		s.mu.Unlock()
+		return Desired{}, ErrNotFound
+	}
+	a, compiled := r.attachment, r.compiled
+	s.mu.Unlock()
+
+	d := Desired{
+		ID: id, Target: a.Target, Revision: a.Revision, Removing: a.Removing != ReasonNone,
+		Compiled: compiled, version: a.version(),
+	}
+	if d.Removing || compiled != nil {
+		return d, nil
+	}
+	var err error // of a file that this version's rules do not allow: prepare has passed all else
+	d.Compiled, err = a.Policy.Compile()
+	return d, err
+}
+
+// InForce reports that the kernel holds d. An error means that it was not noted.
+func (s *Store) InForce(d Desired) error {
+	r, a, err := s.edit(d.ID)
+	if err != nil {
+		return nil //nolint:nilerr // gone: nobody asks any more
+	}
+	defer r.edit.Unlock()
+	if d.Removing || d.Revision < r.applied {
+		return nil
+	}
+	if a.Revision != d.Revision {
+		// It was changed meanwhile. Should the change be refused, this is
+		// what to go back to, after a crash too.
+		if err := s.file.save(&a, &d.version, d.version); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.inForce, r.applied = &d.version, d.Revision
+	if a.Revision == d.Revision {
+		r.compiled = nil
+	}
+	if d.Revision >= r.healedBy {
+		r.lastError = nil
+	}
+	s.notify(r)
+	return nil
+}
+
+// Failed reports that the kernel could not be brought to d, which will be tried
+// again. Status shows why.
+func (s *Store) Failed(d Desired, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.records[d.ID]; r != nil {
+		r.lastError, r.healedBy = err, d.Revision
+		s.notify(r)
+	}
+}
+
+// Refused reports that the kernel refused d for good and holds what it held
+// before. That is desired again, and whoever waits for d or what came after it
+// gets a *RefusedError.
+//
+// If d is no longer desired, nothing is decided: what came after it is tried
+// first, and its fate is d's too. If there is nothing to go back to, because
+// nothing was ever in force or because just that was refused, d stays desired,
+// and back is false.
+func (s *Store) Refused(d Desired, why error) (back bool, err error) {
+	r, a, err := s.edit(d.ID)
+	if err != nil {
+		return true, nil //nolint:nilerr // gone: nobody asks any more
+	}
+	defer r.edit.Unlock()
+	if a.Revision != d.Revision {
+		return true, nil // and dirty, since it changed after d
+	}
+	back = r.inForce != nil && r.inForce.Revision != a.Revision
+	if back {
+		a = a.with(*r.inForce)
+		if err := s.file.save(&a, nil); err != nil {
+			return false, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.refuse(why)
+	r.lastError, r.healedBy = why, d.Revision
+	if back {
+		r.healedBy = r.last + 1
+		r.attachment, r.compiled = a, nil
+		if r.applied == 0 { // known from the file only
+			s.soil(d.ID)
+		}
+	}
+	s.notify(r)
+	return back, nil
+}
+
+// Removed reports that the kernel has let go of d, which Remove had asked for.
+// An error means that it was not noted.
+func (s *Store) Removed(d Desired) error {
+	r, _, err := s.edit(d.ID)
+	if err != nil {
+		return nil //nolint:nilerr // noted before
+	}
+	defer r.edit.Unlock()
+	if err := s.file.remove(d.ID); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bury(r)
+	return nil
+}
+
+// Unknown returns those of ids that no attachment has, sorted.
+func (s *Store) Unknown(ids []string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var unknown []string
+	for _, id := range ids {
+		if s.records[id] == nil {
+			unknown = append(unknown, id)
+		}
+	}
+	slices.Sort(unknown)
+	return unknown
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import "context"
+
+// Wait returns nil once revision rev of an attachment, or a later one, is in
+// force in the kernel; for Removal, once the kernel has let go. Otherwise it
+// returns a *RefusedError when the kernel refused rev for good, ErrNotFound when
+// the attachment is gone or on its way out, or ctx's error.
+func (s *Store) Wait(ctx context.Context, id string, rev Revision) error {
+	for {
+		changed, err := s.await(id, rev)
+		if changed == nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// await returns the outcome of rev or, while there is none, what to wait for.
+func (s *Store) await(id string, rev Revision) (<-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[id]
+	if r == nil {
+		if rev == Removal {
+			return nil, nil
+		}
+		return nil, ErrNotFound
+	}
+	if known, err := r.outcome(rev); known {
+		return nil, err
+	}
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed, nil
+}
