@@ -29,8 +29,7 @@ static __always_inline int is_echo(const struct packet *p, int reply)
 	if (p->protocol == IPPROTO_ICMP && is_ipv4(&p->dst))
 		return p->icmp_type == (reply ? ICMP_ECHO_REPLY_V4 : ICMP_ECHO_REQUEST_V4);
 	if (p->protocol == IPPROTO_ICMPV6 && !is_ipv4(&p->dst))
-		return p->icmp_type ==
-		       (reply ? ICMPV6_ECHO_REPLY_TYPE : ICMPV6_ECHO_REQUEST_TYPE);
+		return p->icmp_type == (reply ? ICMPV6_ECHO_REPLY_TYPE : ICMPV6_ECHO_REQUEST_TYPE);
 	return 0;
 }
 

@@ -56,7 +56,8 @@ static __always_inline int embedded_ipv4(const struct address *a, struct address
 		return 1;
 	}
 	if ((a->word[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0x20020000)) {
-		set_ipv4(inner, bpf_htonl(bpf_ntohl(a->word[0]) << 16 | bpf_ntohl(a->word[1]) >> 16));
+		set_ipv4(inner,
+			 bpf_htonl(bpf_ntohl(a->word[0]) << 16 | bpf_ntohl(a->word[1]) >> 16));
 		return 1;
 	}
 	if (!a->word[0] && !a->word[1] && !a->word[2] && bpf_ntohl(a->word[3]) > 1) {

@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // abi names the layout of the maps. It grows when an older daemon would misread them.
@@ -79,8 +82,8 @@ func (p pins) sweep() error {
 	return errors.Join(errs...)
 }
 
-// removeLinks unpins a directory of links, which ends them. The verdict goes
-// last: until then no packet passes that it would have dropped.
+// removeLinks ends a directory of links. The verdict goes last: until then no
+// packet passes that it would have dropped.
 func removeLinks(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,12 +100,29 @@ func removeLinks(dir string) error {
 			last = path
 			continue
 		}
-		errs = append(errs, os.Remove(path))
+		errs = append(errs, removeLink(path))
 	}
 	if last != "" {
-		errs = append(errs, os.Remove(last))
+		errs = append(errs, removeLink(last))
 	}
 	return errors.Join(append(errs, os.Remove(dir))...)
+}
+
+// removeLink detaches before it unpins: the kernel ends a link that has lost
+// its last reference only a little later.
+func removeLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return errors.Join(fmt.Errorf("pinned link %s: %w", path, err), os.Remove(path))
+	}
+	err = l.Detach()
+	if errors.Is(err, unix.ENOLINK) { // its target is gone
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("detach link %s: %w", path, err)
+	}
+	return errors.Join(err, l.Close(), os.Remove(path))
 }
 
 // RemoveAll ends every attachment of any ABI below dir and removes the maps. It
