@@ -10,7 +10,7 @@
 #include <linux/types.h>
 
 enum limit {
-	MAX_ATTACHMENTS = 32768, /* attachment 0 is nobody: it counts what has no attachment */
+	MAX_ATTACHMENTS = 32768 + 1, /* attachment 0 is nobody: it counts what has no attachment */
 	MAX_SLOTS = 65536, /* tables in use, being built and cooling down */
 	MAX_FLOWS = 1048576,
 	MAX_CHAIN = 128, /* policy.MaxChain */

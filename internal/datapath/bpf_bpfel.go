@@ -100,7 +100,7 @@ type bpfInterfaceKey struct {
 type bpfLimit uint32
 
 const (
-	bpfLimitMAX_ATTACHMENTS bpfLimit = 32768
+	bpfLimitMAX_ATTACHMENTS bpfLimit = 32769
 	bpfLimitMAX_SLOTS       bpfLimit = 65536
 	bpfLimitMAX_FLOWS       bpfLimit = 1048576
 	bpfLimitMAX_CHAIN       bpfLimit = 128
