@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"github.com/netfence/netfence/internal/testenv"
+)
+
+// BinaryEnv names a netfenced that is there already. Without it one is built.
+const BinaryEnv = "NETFENCE_TEST_BINARY"
+
+var (
+	mu    sync.Mutex // guards built
+	built string     // directory of the program that this process built
+)
+
+// suite removes what was built. A suite that is killed leaves it in the directory for temporary files.
+type suite struct{ testenv.Runner }
+
+func (s suite) Run() int {
+	code := s.Runner.Run()
+	mu.Lock()
+	defer mu.Unlock()
+	if built == "" {
+		return code
+	}
+	if err := os.RemoveAll(built); err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		return max(code, 1)
+	}
+	return code
+}
+
+// binary builds cmd/netfenced, once for all tests of a package, with the race detector if they have it.
+func binary(t testenv.TB) string {
+	t.Helper()
+	if path := os.Getenv(BinaryEnv); path != "" {
+		return path
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if built == "" {
+		dir, err := os.MkdirTemp("", "netfence-build-")
+		if err != nil {
+			t.Fatalf("build netfenced: %v", err)
+		}
+		built = dir
+		args := []string{"build", "-o", filepath.Join(dir, "netfenced")}
+		if race {
+			args = append(args, "-race")
+		}
+		out, err := exec.Command("go", append(args, "github.com/netfence/netfence/cmd/netfenced")...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("build netfenced: %v\n%s", err, out)
+		}
+	}
+	return filepath.Join(built, "netfenced")
+}
