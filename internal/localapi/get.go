@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localapi
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/state"
+	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/internal/wire"
+	"github.com/netfence/netfence/policy"
+)
+
+// Get returns one attachment with what is in force for it, which is not what was asked for last if that was refused.
+func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.GetResponse, error) {
+	if err := checkUnknown(r); err != nil {
+		return nil, fmt.Errorf("get: %w", err)
+	}
+	a, st, err := s.find(r.GetId(), r.GetKey())
+	if err != nil {
+		return nil, fmt.Errorf("get: %w", err)
+	}
+	inForce := inForce(st)
+	update, err := wire.BulkUpdate(inForce, wire.Self())
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", a.ID, err)
+	}
+	revision := "" // what is wanted but not in force yet has no name here
+	if st.Applied >= a.Revision {
+		revision = a.PolicyRevision
+	}
+	info, drops := s.info(a, st)
+	response := &netfencev1.GetResponse{
+		Attachment: info,
+		Policy:     update,
+		Applied:    wire.Applied(revision, inForce, st.LastError),
+		Drops:      drops,
+		Direction:  info.GetDirection(),
+		Pending:    a.Pending,
+		Warnings:   warnings(a),
+		Key:        a.Key,
+	}
+	if st.LastError != nil {
+		response.LastError = st.LastError.Error()
+	}
+	return response, nil
+}
+
+// GetStatus returns the state of the daemon.
+func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonStatus, error) {
+	st := s.opts.Status()
+	problems := st.Problems
+	for _, a := range s.opts.Store.List() {
+		if _, status, err := s.opts.Store.Get(a.ID); err == nil && status.LastError != nil {
+			problems = append(problems, fmt.Sprintf("attachment %s (%s): %v", a.ID, a.Target, status.LastError))
+		}
+	}
+	return &netfencev1.DaemonStatus{
+		Version:             st.Version,
+		DaemonId:            st.DaemonID,
+		Hostname:            st.Hostname,
+		ControlPlaneState:   st.ControlPlaneState,
+		ControlPlaneAddress: st.ControlPlaneAddress,
+		AttachmentCount:     int32(s.opts.Store.Len()), //nolint:gosec // limits.attachments is far below
+		Problems:            problems,
+	}, nil
+}
+
+// info is the attachment as List has it, and its drops by reason.
+func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.AttachmentInfo, map[string]uint64) {
+	p := inForce(st)
+	info := &netfencev1.AttachmentInfo{
+		Id:         a.ID,
+		Target:     a.Target.Name,
+		Type:       netfencev1.AttachmentType_ATTACHMENT_TYPE_CGROUP,
+		Mode:       wire.Mode(p.Mode),
+		DnsMode:    wire.DNSMode(p.DNS.Mode),
+		Metadata:   a.Metadata,
+		AttachedAt: timestamppb.New(a.AttachedAt),
+	}
+	if a.Target.Type == target.Interface {
+		info.Type = netfencev1.AttachmentType_ATTACHMENT_TYPE_TC
+		info.Direction = netfencev1.Direction_DIRECTION_INGRESS
+		if a.Target.Direction == target.Egress {
+			info.Direction = netfencev1.Direction_DIRECTION_EGRESS
+		}
+	}
+	counters, ok := s.opts.Counters(a.ID)
+	if !ok { // not in the kernel yet, or no more
+		return info, nil
+	}
+	info.PacketsAllowed, info.PacketsBlocked = counters.PacketsAllowed, counters.PacketsBlocked
+	return info, counters.Drops
+}
+
+// inForce is block-all until the kernel was first seen to hold something else.
+func inForce(st state.Status) *policy.Policy {
+	if st.InForce == nil {
+		return policy.BlockAll()
+	}
+	return st.InForce
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package localapi serves DaemonService on the daemon's unix socket.
+//
+// It changes desired state and waits until the kernel has it; it touches no map and no stream itself. Whoever may
+// open the socket is root, so there is no authorization beyond the file's mode.
+package localapi
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/state"
+	"github.com/netfence/netfence/internal/target"
+)
+
+// Subscriber gets the first policy of an attachment from the control plane.
+type Subscriber interface {
+	// Subscribe returns when the first policy of the pending attachment id is in force in the kernel, or at once when
+	// the configuration says not to wait. A *SubscribeError tells the caller of Attach why there is none.
+	Subscribe(ctx context.Context, id string) error
+}
+
+// Resolver finds targets. Its errors are those of package target.
+type Resolver interface {
+	Interface(name string, direction target.Direction, netns string) (target.Target, error)
+	Cgroup(path string) (target.Target, error)
+	PID(pid int) (target.Target, error)
+}
+
+// Counters of an attachment since it was attached.
+type Counters struct {
+	PacketsAllowed, PacketsBlocked uint64
+	// Drops counts dropped packets by reason.
+	Drops map[string]uint64
+}
+
+// Status is what the daemon knows of itself.
+type Status struct {
+	Version, DaemonID, Hostname string
+	ControlPlaneState           netfencev1.ConnectionState
+	ControlPlaneAddress         string
+	// Problems are for an operator to look at, one line each.
+	Problems []string
+}
+
+// Options are what a Server needs. Store, Subscriber, Resolver, Counters and Status are required.
+type Options struct {
+	Store      *state.Store
+	Subscriber Subscriber
+	Resolver   Resolver
+	// Counters reads the kernel's counters; false when the kernel does not hold id.
+	Counters func(id string) (Counters, bool)
+	Status   func() Status
+	// KernelTimeout bounds how long a call waits for the kernel alone; 0: 10 s. What the control plane takes is the
+	// Subscriber's.
+	KernelTimeout time.Duration
+	Log           *slog.Logger // nil: slog.Default
+}
+
+// Server is DaemonService.
+type Server struct {
+	netfencev1.UnimplementedDaemonServiceServer
+	opts    Options
+	grpc    *grpc.Server
+	health  *health.Server
+	flights flights
+}
+
+// New returns a server that does not listen yet.
+func New(opts Options) *Server {
+	if opts.KernelTimeout == 0 {
+		opts.KernelTimeout = 10 * time.Second
+	}
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	s := &Server{opts: opts, health: health.NewServer()}
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.answer), grpc.WaitForHandlers(true))
+	netfencev1.RegisterDaemonServiceServer(s.grpc, s)
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	return s
+}
+
+// Serve answers on listener, which it closes, until Stop.
+func (s *Server) Serve(listener net.Listener) error {
+	return s.grpc.Serve(listener)
+}
+
+// Stop refuses new calls and waits for those under way until ctx is done; then it cancels them and waits for their
+// roll-back. When it returns no call is left.
+func (s *Server) Stop(ctx context.Context) {
+	s.health.Shutdown()
+	cancelled := context.AfterFunc(ctx, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	cancelled()
+}
+
+// answer is where errors become status codes.
+func (s *Server) answer(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	response, err := handler(ctx, request)
+	if err != nil {
+		err = toStatus(err)
+		s.opts.Log.Debug("call refused", "method", info.FullMethod, "err", err)
+	}
+	return response, err
+}
