@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlclient
+
+// State of the connection to the control plane.
+type State uint8
+
+// Disconnected is between two dials. Connected begins with the first message from the control plane,
+// not with the connection: a server that refuses the stream was never connected to.
+const (
+	Disconnected State = iota
+	Connecting
+	Connected
+)
+
+func (s State) String() string {
+	switch s {
+	case Connecting:
+		return "connecting"
+	case Connected:
+		return "connected"
+	default:
+		return "disconnected"
+	}
+}
+
+// link is the connection as others see it. A changed link is a new value; changed is closed on the old.
+type link struct {
+	state   State
+	err     error  // what ended the last stream; kept until the next one is Connected
+	ups     uint64 // times that Connected was reached
+	changed chan struct{}
+}
+
+// Status is shown by the local API.
+type Status struct {
+	State   State
+	Address string
+	Err     error // what ended the last stream, or the last dial; nil while connected
+}
+
+// Status of the connection now.
+func (c *Client) Status() Status {
+	l := c.currentLink()
+	return Status{State: l.state, Address: c.opts.Address, Err: l.err}
+}
+
+func (c *Client) currentLink() link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.link
+}
+
+// setLink moves to state. A nil err keeps the last one, except that Connected forgets it.
+func (c *Client) setLink(state State, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := link{state: state, err: err, ups: c.link.ups, changed: make(chan struct{})}
+	switch {
+	case state == Connected && c.link.state == Connected:
+		return
+	case state == Connected:
+		next.ups++
+	case err == nil:
+		next.err = c.link.err
+	}
+	close(c.link.changed)
+	c.link = next
+}

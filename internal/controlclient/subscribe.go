@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/netfence/netfence/internal/state"
+)
+
+// waiter is shared by every Subscribe of one attachment. done is closed once outcome stands.
+type waiter struct {
+	users   int // guarded by Client.mu, as is the place in Client.waiters
+	done    chan struct{}
+	outcome outcome
+}
+
+// outcome of an acknowledgement: a revision to wait for, or why it was refused.
+type outcome struct {
+	revision state.Revision
+	err      error
+}
+
+// Subscribe announces the pending attachment id to the control plane, and returns when the policy that
+// it acknowledges is in force in the kernel. With an AckTimeout of 0, or UnreachablePending and nobody to
+// ask, it returns at once, and the attachment stays pending and closed until it is acknowledged.
+//
+// The errors are *UnavailableError, *TimeoutError, *RefusedError, ctx's, or state's when the attachment
+// went away. After any of them the caller removes the attachment, which also tells the control plane.
+func (c *Client) Subscribe(ctx context.Context, id string) error {
+	if c.opts.Ready != nil {
+		if err := c.opts.Ready(); err != nil {
+			return &RefusedError{Cause: err}
+		}
+	}
+	w := c.join(id)
+	defer c.leave(id, w)
+	a, _, err := c.opts.Store.Get(id)
+	if err != nil {
+		return err
+	}
+	if !a.Pending {
+		return c.await(ctx, id, outcome{revision: a.Revision})
+	}
+	c.announce(id)
+	start := c.currentLink()
+	if c.opts.AckTimeout == 0 {
+		if start.state == Disconnected {
+			return c.unreachable(start)
+		}
+		return nil
+	}
+	timeout := &TimeoutError{Address: c.opts.Address, After: c.opts.AckTimeout}
+	// Counted from here, as good as from the first send, and not begun anew when the stream breaks.
+	limited, cancel := context.WithTimeoutCause(ctx, c.opts.AckTimeout, timeout)
+	defer cancel()
+
+	for l := start; ; l = c.currentLink() {
+		// Asked means: a stream stood at some time since, so the announcement went out on it.
+		asked := l.state == Connected || l.ups != start.ups || start.state == Connected
+		if l.state == Disconnected && !asked {
+			return c.unreachable(l)
+		}
+		select {
+		case <-w.done:
+			return c.await(limited, id, w.outcome)
+		case <-l.changed:
+		case <-limited.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if !asked {
+				return c.unreachable(l)
+			}
+			return timeout
+		}
+	}
+}
+
+// unreachable is the answer to an attach when nobody can be asked.
+func (c *Client) unreachable(l link) error {
+	if c.opts.WhenUnreachable == UnreachablePending {
+		return nil
+	}
+	return &UnavailableError{Address: c.opts.Address, Cause: l.err}
+}
+
+// await waits until an acknowledged policy is in force.
+func (c *Client) await(ctx context.Context, id string, o outcome) error {
+	err := o.err
+	if err == nil {
+		err = c.opts.Store.Wait(ctx, id, o.revision)
+	}
+	var refused *state.RefusedError
+	switch {
+	case o.err != nil && !errors.Is(err, state.ErrNotFound):
+		return &RefusedError{Cause: err}
+	case errors.As(err, &refused):
+		return &RefusedError{Cause: err}
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("attachment %s: %w", id, err)
+	}
+	return nil
+}
+
+// join registers before the attachment is looked at, so that no acknowledgement falls between.
+func (c *Client) join(id string) *waiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.waiters[id]
+	if w == nil {
+		w = &waiter{done: make(chan struct{})}
+		c.waiters[id] = w
+	}
+	w.users++
+	return w
+}
+
+func (c *Client) leave(id string, w *waiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w.users--; w.users == 0 && c.waiters[id] == w {
+		delete(c.waiters, id)
+	}
+}
+
+// waiting tells whether a Subscribe waits for id.
+func (c *Client) waiting(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.waiters[id] != nil
+}
+
+// settle gives the outcome of id's acknowledgement to whoever waits for it.
+func (c *Client) settle(id string, o outcome) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.waiters[id]; w != nil {
+		delete(c.waiters, id)
+		w.outcome = o
+		close(w.done)
+	}
+}
+
+// announce asks the open stream, if there is one, to tell of id. A later stream begins by telling all.
+func (c *Client) announce(id string) {
+	c.mu.Lock()
+	s := c.session
+	c.mu.Unlock()
+	if s != nil {
+		s.announce(id)
+	}
+}
