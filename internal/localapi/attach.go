@@ -153,14 +153,17 @@ func (s *Server) rollBack(ctx context.Context, id string, why error) error {
 
 // waitKernel waits for the reconciler alone, which does not need long unless something is wrong.
 func (s *Server) waitKernel(ctx context.Context, id string, revision state.Revision) error {
-	stuck := callErrorf(codes.DeadlineExceeded, "the kernel did not follow within %v (see `netfenced status`)", s.opts.KernelTimeout)
-	limited, cancel := context.WithTimeoutCause(ctx, s.opts.KernelTimeout, stuck)
+	limited, cancel := context.WithTimeout(ctx, s.opts.KernelTimeout)
 	defer cancel()
 	err := s.opts.Store.Wait(limited, id, revision)
-	if err != nil && limited.Err() != nil {
-		return context.Cause(limited)
+	if err == nil || ctx.Err() != nil || limited.Err() == nil {
+		return err
 	}
-	return err
+	why := "see `netfenced status`"
+	if _, st, err := s.opts.Store.Get(id); err == nil && st.LastError != nil {
+		why = st.LastError.Error()
+	}
+	return callErrorf(codes.DeadlineExceeded, "the kernel did not follow within %v (%s)", s.opts.KernelTimeout, why)
 }
 
 func attachResponse(a state.Attachment, created bool) *netfencev1.AttachResponse {

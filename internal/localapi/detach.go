@@ -73,6 +73,9 @@ func (s *Server) detachAll(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("detach %s: %w", id, err))
 		}
 	}
+	if s.opts.DetachOrphans != nil {
+		errs = append(errs, s.opts.DetachOrphans())
+	}
 	return errors.Join(errs...)
 }
 

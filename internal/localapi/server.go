@@ -59,6 +59,8 @@ type Options struct {
 	// Counters reads the kernel's counters; false when the kernel does not hold id.
 	Counters func(id string) (Counters, bool)
 	Status   func() Status
+	// DetachOrphans ends what the kernel filters and the store does not know. Nil: there is nothing of the kind.
+	DetachOrphans func() error
 	// KernelTimeout bounds how long a call waits for the kernel alone; 0: 10 s. What the control plane takes is the
 	// Subscriber's.
 	KernelTimeout time.Duration

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/netfence/netfence/internal/state"
+	"github.com/netfence/netfence/internal/target"
+)
+
+// targets keeps the watcher at what the store holds, and tells the store what became of it.
+type targets struct {
+	store   *state.Store
+	watcher *target.Watcher
+	log     *slog.Logger
+	watched map[string]target.Target // by attachment id, as handed to the watcher
+}
+
+// run ends with ctx, or with an error when nothing can be watched any more.
+func (t *targets) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() { failed <- t.watcher.Run(ctx) }()
+	for {
+		changed := t.store.Changed()
+		t.follow()
+		select {
+		case <-changed:
+		case event, ok := <-t.watcher.Events():
+			if !ok {
+				return <-failed
+			}
+			if err := t.report(event); err != nil {
+				cancel()
+				for range t.watcher.Events() { // until Run has closed it
+				}
+				return errors.Join(err, <-failed)
+			}
+		}
+	}
+}
+
+// follow removes what is gone, then adds what was attached: a target that was detached and attached again has two ids
+// and is one object to the watcher.
+func (t *targets) follow() {
+	held := make(map[string]target.Target)
+	for _, a := range t.store.List() {
+		if a.Removing == state.ReasonNone {
+			held[a.ID] = a.Target
+		}
+	}
+	for id, watched := range t.watched {
+		if _, ok := held[id]; !ok {
+			t.watcher.Remove(watched)
+		}
+	}
+	for id, attached := range held {
+		if watched, ok := t.watched[id]; ok {
+			held[id] = watched // the watcher follows renames by itself
+			continue
+		}
+		t.watcher.Add(attached)
+	}
+	t.watched = held
+}
+
+// report finds the attachment of an event's target. One that was detached meanwhile is nobody's.
+func (t *targets) report(event target.Event) error {
+	a, ok := t.store.ByTarget(event.Target)
+	if !ok || a.Removing != state.ReasonNone {
+		return nil
+	}
+	var err error
+	switch event.Kind {
+	case target.Removed:
+		t.log.Info("target vanished", "attachment", a.ID, "target", event.Target)
+		_, err = t.store.Remove(a.ID, state.ReasonRemoved, fmt.Sprintf("%s vanished", event.Target))
+	case target.Renamed:
+		t.log.Info("target renamed", "attachment", a.ID, "from", a.Target, "to", event.Target)
+		err = t.store.SetTarget(a.ID, event.Target)
+	}
+	if errors.Is(err, state.ErrNotFound) {
+		return nil
+	}
+	return err
+}
