@@ -22,16 +22,35 @@ func EnsureBPFFS(dir string) error {
 		return fmt.Errorf("bpf_dir %s: not an absolute path", dir)
 	}
 	err := onBPFFS(dir)
-	if err != nil && within(dir, systemBPFFS) {
-		if err := unix.Mount("bpf", systemBPFFS, "bpf", 0, "mode=0700"); err != nil {
-			return fmt.Errorf("mount bpffs at %s: %w", systemBPFFS, err)
-		}
-		err = onBPFFS(dir)
+	if err == nil {
+		return sharedWithInit(dir)
 	}
-	if err != nil {
+	if !within(dir, systemBPFFS) {
 		return err
 	}
-	return sharedWithInit(dir)
+	if same, known := initMountNamespace(); !same || !known {
+		return fmt.Errorf("bpf_dir %s: no bpffs is mounted, and one mounted here could end with the daemon (on the host: mount -t bpf bpf %s)", dir, systemBPFFS)
+	}
+	if err := unix.Mount("bpf", systemBPFFS, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount bpffs at %s: %w", systemBPFFS, err)
+	}
+	return nil
+}
+
+// initMountNamespace tells whether this process shares process 1's mount
+// namespace, and whether that can be known at all: looking at process 1 takes
+// CAP_SYS_PTRACE.
+func initMountNamespace() (same, known bool) {
+	ours, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false, false
+	}
+	inits, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil {
+		// The initial one has a fixed number since Linux 6.18 (MNT_NS_INIT_INO, include/uapi/linux/nsfs.h).
+		return ours == "mnt:[4026531832]", ours == "mnt:[4026531832]"
+	}
+	return ours == inits, true
 }
 
 func within(path, parent string) bool {
@@ -68,7 +87,11 @@ func closest(dir string) (string, error) {
 }
 
 // sharedWithInit compares the directory with what process 1 sees at its path.
+// Where it may not look, it trusts the bpffs that somebody has mounted.
 func sharedWithInit(dir string) error {
+	if same, known := initMountNamespace(); same || !known {
+		return nil
+	}
 	at, err := closest(dir)
 	if err != nil {
 		return err
