@@ -115,7 +115,7 @@ func canonicalASCII(s string) (string, error) {
 		return "", fmt.Errorf("longer than %d characters", maxName)
 	}
 	length := 0
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		c := s[i]
 		if c == '.' {
 			if length == 0 {
