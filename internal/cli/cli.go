@@ -46,7 +46,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer, daemon Da
 		return exitDone
 	}
 	if !errors.Is(err, errReported) {
-		fmt.Fprintln(stderr, oneLine(message(err))) //nolint:errcheck // there is nowhere else to say it
+		fmt.Fprintln(stderr, oneLine(message(err)))
 	}
 	// What fails before a command's own function runs is cobra refusing the arguments.
 	var usage *usageError

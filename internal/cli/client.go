@@ -52,7 +52,7 @@ func callAt(ctx context.Context, socket string, f func(netfencev1.DaemonServiceC
 	if err != nil {
 		return fmt.Errorf("socket %s: %w", socket, err)
 	}
-	defer conn.Close() //nolint:errcheck // the call is over
+	defer conn.Close()
 	return f(netfencev1.NewDaemonServiceClient(conn))
 }
 
@@ -79,6 +79,6 @@ func (d *onceDialer) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.conn != nil {
-		d.conn.Close() //nolint:errcheck,gosec // never used
+		d.conn.Close()
 	}
 }

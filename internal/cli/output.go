@@ -57,11 +57,11 @@ func printTable(w io.Writer, rows [][]string) error {
 	for _, row := range rows {
 		for i, cell := range row {
 			if i > 0 {
-				fmt.Fprint(table, "\t") //nolint:errcheck // Flush reports it
+				fmt.Fprint(table, "\t")
 			}
-			fmt.Fprint(table, cell) //nolint:errcheck // Flush reports it
+			fmt.Fprint(table, cell)
 		}
-		fmt.Fprintln(table) //nolint:errcheck // Flush reports it
+		fmt.Fprintln(table)
 	}
 	return table.Flush()
 }

@@ -85,7 +85,7 @@ func read(path string) ([]byte, error) {
 	if err != nil {
 		return nil, cause(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
 		return nil, cause(err)

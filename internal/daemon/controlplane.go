@@ -8,7 +8,6 @@ import (
 	"log/slog"
 
 	"github.com/google/uuid"
-	"google.golang.org/grpc/credentials/insecure"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/config"
@@ -40,8 +39,7 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 		opts.Ready = p.folder.Ready
 		opts.Dial = func(ctx context.Context) (controlclient.Conn, error) { return p.folder.Dial(ctx) }
 	} else {
-		// Plaintext: config refuses another host unless control_plane.insecure says so.
-		opts.Dial = controlclient.Dial(c.ControlPlane.URL.Address, insecure.NewCredentials())
+		opts.Dial = dialRemote(c.ControlPlane.URL.Address, kernel)
 	}
 	opts.Address = c.ControlPlane.URL.String()
 	opts.InstanceID = uuid.NewString()

@@ -85,7 +85,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.kernel, err = datapath.Open(datapath.Config{
-		Dir: d.config.BPFDir, MaxFlows: uint64(d.config.Limits.Flows), Log: d.log, //nolint:gosec // 1 to 2^20
+		Dir: d.config.BPFDir, MaxFlows: uint64(d.config.Limits.Flows), Log: d.log,
 	})
 	if err != nil {
 		return err

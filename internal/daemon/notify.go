@@ -22,7 +22,7 @@ func notify(state string) error {
 	if err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}
-	defer conn.Close() //nolint:errcheck // a datagram socket
+	defer conn.Close()
 	if _, err := conn.Write([]byte(state)); err != nil {
 		return fmt.Errorf("notify service manager: %w", err)
 	}

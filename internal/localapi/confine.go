@@ -43,7 +43,7 @@ func escaping(cgroup, proc string) int {
 	// The function returns no error, and so the walk does not.
 	_ = filepath.WalkDir(cgroup, func(dir string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
-			return nil //nolint:nilerr // the directory has been removed since
+			return nil // the directory has been removed since
 		}
 		for _, pid := range processes(dir) {
 			if looked++; looked > maxLooked {
@@ -72,7 +72,7 @@ func capabilities(path string) uint64 {
 	if err != nil {
 		return 0
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if text, ok := strings.CutPrefix(lines.Text(), "CapEff:"); ok {
 			set, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)

@@ -54,7 +54,7 @@ const attachmentsLimit = "limits.attachments"
 func toStatus(err error) error {
 	// A method that is not there yet is gRPC's own error. What a control plane's stream died of is one too, but wrapped,
 	// and its code is not the answer to this call.
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // see above
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	return status.Error(code(err), err.Error())

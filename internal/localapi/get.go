@@ -66,7 +66,7 @@ func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonS
 		Hostname:            st.Hostname,
 		ControlPlaneState:   st.ControlPlaneState,
 		ControlPlaneAddress: st.ControlPlaneAddress,
-		AttachmentCount:     int32(s.opts.Store.Len()), //nolint:gosec // limits.attachments is far below
+		AttachmentCount:     int32(s.opts.Store.Len()),
 		Problems:            problems,
 	}, nil
 }

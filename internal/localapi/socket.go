@@ -57,7 +57,7 @@ func removeStale(ctx context.Context, path string) error {
 	conn, err := dialer.DialContext(ctx, "unix", path)
 	switch {
 	case err == nil:
-		conn.Close() //nolint:errcheck,gosec // it told what it had to tell
+		conn.Close()
 		return errors.New("in use: another daemon answers there (stop it, or set another path in the key socket)")
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
