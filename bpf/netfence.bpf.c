@@ -14,6 +14,7 @@
  */
 #include "flow.h"
 #include "loopback.h"
+#include "netns.h"
 
 #define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
 #define TC_DROP 2 /* TC_ACT_SHOT */
@@ -24,7 +25,7 @@
 static __always_inline __u64 interface_identity(struct __sk_buff *skb)
 {
 	struct interface_key key = {
-		.netns = bpf_get_netns_cookie(skb),
+		.netns = netns_cookie(skb),
 		.ifindex = skb->ifindex,
 	};
 	__u64 *identity = bpf_map_lookup_elem(&nf_interfaces, &key);

@@ -64,7 +64,7 @@ func (d *Datapath) load(maxFlows uint64) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load programs: %w (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err)
 	case err != nil:
-		return fmt.Errorf("load programs: %w (needs a kernel with tcx and bpf_get_netns_cookie for tc)", err)
+		return fmt.Errorf("load programs: %w (needs Linux 6.6 with BTF, for tcx and bpf_cast_to_kern_ctx)", err)
 	}
 	return nil
 }
