@@ -4,8 +4,6 @@ package harness
 
 import (
 	"encoding/json"
-	"errors"
-	"os/exec"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -25,16 +23,31 @@ type Result struct {
 // Run runs a command to its end, whatever that is: Run(t, "attach", "--interface", "veth0").
 func (d *Daemon) Run(t testenv.TB, args ...string) Result {
 	t.Helper()
+	return <-d.Go(t, args...)
+}
+
+// Go starts a command that takes until the test has done its part, and gives its result.
+func (d *Daemon) Go(t testenv.TB, args ...string) <-chan Result {
+	t.Helper()
 	cmd := d.Command(args...)
 	var stdout, stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	testenv.Start(t, cmd, d.NS, nil)
-	err := cmd.Wait()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("netfenced %s: %v", strings.Join(args, " "), err)
-	}
-	return Result{Stdout: stdout.String(), Stderr: stderr.String(), Code: cmd.ProcessState.ExitCode()}
+	result, ended := make(chan Result, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := cmd.Wait(); cmd.ProcessState == nil {
+			stderr.WriteString(err.Error())
+			result <- Result{Stderr: stderr.String(), Code: -1}
+			return
+		}
+		result <- Result{Stdout: stdout.String(), Stderr: stderr.String(), Code: cmd.ProcessState.ExitCode()}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // if the test gave up on it
+		<-ended
+	})
+	return result
 }
 
 // Must is Run for a command that has to succeed. It returns what it printed, without the final newline.

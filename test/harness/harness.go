@@ -102,6 +102,11 @@ func (d *Daemon) Policy(t testenv.TB, name, text string) {
 // Command is a netfenced command that talks to this daemon, or is it.
 func (d *Daemon) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(d.Binary, args...)
-	cmd.Env = append(append(os.Environ(), "NETFENCE_SOCKET="+d.Socket), d.Env...)
+	for _, pair := range os.Environ() {
+		if !strings.HasPrefix(pair, "NETFENCE_") { // the caller's own settings, and testenv's
+			cmd.Env = append(cmd.Env, pair)
+		}
+	}
+	cmd.Env = append(append(cmd.Env, "NETFENCE_SOCKET="+d.Socket), d.Env...)
 	return cmd
 }
