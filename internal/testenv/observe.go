@@ -32,6 +32,14 @@ type Seen struct {
 	// LastSent is the latest Monotonic time at which one of them was sent, if they
 	// are probes.
 	LastSent time.Duration
+	// Next is one more than the highest number among them: a Probe or a Flood counts
+	// its packets from 0. Of a single one, none is missing before the last if Next is
+	// Count.
+	Next int
+}
+
+func (s Seen) add(other Seen) Seen {
+	return Seen{s.Count + other.Count, max(s.LastSent, other.LastSent), max(s.Next, other.Next)}
 }
 
 // Observer counts the IP packets that arrive at a device. That a packet did not
@@ -115,12 +123,12 @@ func (o *Observer) packet(b []byte) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	seen := o.packets[p]
-	seen.Count++
-	if i := bytes.Index(b, binary.BigEndian.AppendUint64(nil, stampMagic)); i >= 0 && len(b) >= i+16 {
-		seen.LastSent = max(seen.LastSent, time.Duration(binary.BigEndian.Uint64(b[i+8:])))
+	one := Seen{Count: 1}
+	if i := bytes.Index(b, binary.BigEndian.AppendUint64(nil, stampMagic)); i >= 0 && len(b) >= i+stampSize {
+		one.LastSent = time.Duration(binary.BigEndian.Uint64(b[i+8:]))
+		one.Next = int(binary.BigEndian.Uint64(b[i+16:])) + 1
 	}
-	o.packets[p] = seen
+	o.packets[p] = o.packets[p].add(one)
 }
 
 func parsePacket(b []byte) (p Packet, ok bool) {
@@ -185,8 +193,7 @@ func (o *Observer) Sum(t TB, match func(Packet) bool) Seen {
 	var sum Seen
 	for p, seen := range o.Packets(t) {
 		if match(p) {
-			sum.Count += seen.Count
-			sum.LastSent = max(sum.LastSent, seen.LastSent)
+			sum = sum.add(seen)
 		}
 	}
 	return sum

@@ -45,7 +45,7 @@ const (
 	UDPSendto    ProbeKind = "udp-sendto"    // sendto on an unconnected socket
 	UDPSendmmsg  ProbeKind = "udp-sendmmsg"  // all packets by one sendmmsg
 	Echo         ProbeKind = "icmp-echo"     // echo request on a raw ICMP socket
-	Raw          ProbeKind = "raw"           // sixteen bytes of any IP protocol
+	Raw          ProbeKind = "raw"           // a few bytes of any IP protocol
 )
 
 // Outcome is what the sender of a probe saw.
@@ -92,6 +92,7 @@ type sender struct {
 	sa  unix.Sockaddr
 	v6  bool // the socket's family
 	out Outcome
+	n   uint64 // packets tried so far
 }
 
 func openSender(p Probe) (*sender, error) {
@@ -201,10 +202,12 @@ func (s *sender) each(call string, send func([]byte) error) {
 
 // packet returns what to hand to the kernel as the i-th packet.
 func (s *sender) packet(i int) []byte {
+	payload := stamp(s.n)
+	s.n++
 	if s.Kind != Echo {
-		return stamp()
+		return payload
 	}
-	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: i, Data: stamp()}}
+	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: i, Data: payload}}
 	if s.v6 {
 		m.Type = ipv6.ICMPTypeEchoRequest // the kernel adds the checksum
 	}
@@ -273,10 +276,13 @@ func await(fd int, event int16, d time.Duration) bool {
 // stampMagic begins the payload of every probe that carries one.
 const stampMagic = 0x6e657466656e6365 // "netfence"
 
-// stamp returns a payload that tells when it was made; see Seen.LastSent.
-func stamp() []byte {
+const stampSize = 24
+
+// stamp returns a payload that tells when it was made, and a number; see Seen.
+func stamp(number uint64) []byte {
 	b := binary.BigEndian.AppendUint64(nil, stampMagic)
-	return binary.BigEndian.AppendUint64(b, uint64(Monotonic()))
+	b = binary.BigEndian.AppendUint64(b, uint64(Monotonic()))
+	return binary.BigEndian.AppendUint64(b, number)
 }
 
 // Monotonic reads CLOCK_MONOTONIC, which all processes of the machine share.

@@ -149,8 +149,9 @@ func TestFloodIsCountedExactly(t *testing.T) {
 	sent := stop()
 	after := Monotonic()
 	arrived.Await(t, sent, match)
-	if seen := arrived.Sum(t, match); seen.Count != sent || seen.LastSent < before || seen.LastSent > after {
-		t.Errorf("%d of %d packets arrived, the last sent at %s; flood lasted from %s to %s", seen.Count, sent, seen.LastSent, before, after)
+	if seen := arrived.Sum(t, match); seen.Count != sent || seen.Next != sent || seen.LastSent < before || seen.LastSent > after {
+		t.Errorf("%d packets of %d arrived, number %d the last, sent at %s; flood lasted from %s to %s",
+			seen.Count, sent, seen.Next-1, seen.LastSent, before, after)
 	}
 }
 

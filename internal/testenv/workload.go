@@ -186,7 +186,7 @@ func (w *worker) carryOut(o order) (result, error) {
 // echoes writes and reads until what was written last came back; what an earlier,
 // failed call wrote may come before it.
 func echoes(conn net.Conn, wait time.Duration) (bool, error) {
-	token := stamp()
+	token := stamp(0)
 	if err := conn.SetDeadline(time.Now().Add(wait)); err != nil {
 		return false, err
 	}
