@@ -18,6 +18,9 @@ import (
 	"github.com/netfence/netfence/internal/config"
 )
 
+// maxResponseBytes bounds what the daemon may answer.
+const maxResponseBytes = 64 << 20
+
 // call runs f with a client of the daemon.
 func (a *app) call(ctx context.Context, f func(netfencev1.DaemonServiceClient) error) error {
 	socket := a.socket
@@ -48,6 +51,8 @@ func callAt(ctx context.Context, socket string, f func(netfencev1.DaemonServiceC
 	conn, err := grpc.NewClient("passthrough:///netfenced",
 		grpc.WithContextDialer(once.dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// A policy of 100,000 rules is more than the 4 MiB that gRPC grants by default.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 	)
 	if err != nil {
 		return fmt.Errorf("socket %s: %w", socket, err)

@@ -35,6 +35,9 @@ func message(err error) string {
 		return err.Error()
 	}
 	st := rpc.GRPCStatus()
+	if st.Code() == codes.Canceled {
+		return "interrupted"
+	}
 	if st.Code() == codes.Unimplemented && strings.HasPrefix(st.Message(), "unknown ") {
 		return "the daemon is older than this command: " + st.Message() + " (upgrade and restart it)"
 	}

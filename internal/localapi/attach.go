@@ -76,11 +76,17 @@ func (s *Server) existing(ctx context.Context, r *netfencev1.AttachRequest, t ta
 			return nil, callErrorf(codes.FailedPrecondition,
 				"attach %s: key %s is in use by attachment %s of %s (use another key, or detach that one)",
 				t, found.Key, found.ID, found.Target)
-		case !s.flights.underWay(found.ID):
+		case !found.Held:
 			return &found, nil
-		}
-		if err := s.flights.wait(ctx, found.ID); err != nil {
-			return nil, err
+		case s.flights.underWay(found.ID):
+			if err := s.flights.wait(ctx, found.ID); err != nil {
+				return nil, err
+			}
+		default:
+			// Its Attach is over, so a look from now on tells how it ended.
+			if a, _, err := s.opts.Store.Get(found.ID); err == nil && a.Held && a.Removing == state.ReasonNone {
+				return nil, callErrorf(codes.Internal, "attach %s: attachment %s of a failed attach was not rolled back (detach it)", t, a.ID)
+			}
 		}
 	}
 }

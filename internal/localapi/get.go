@@ -54,12 +54,6 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 // GetStatus returns the state of the daemon.
 func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonStatus, error) {
 	st := s.opts.Status()
-	problems := st.Problems
-	for _, a := range s.opts.Store.List() {
-		if _, status, err := s.opts.Store.Get(a.ID); err == nil && status.LastError != nil {
-			problems = append(problems, fmt.Sprintf("attachment %s (%s): %v", a.ID, a.Target, status.LastError))
-		}
-	}
 	return &netfencev1.DaemonStatus{
 		Version:             st.Version,
 		DaemonId:            st.DaemonID,
@@ -67,8 +61,30 @@ func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonS
 		ControlPlaneState:   st.ControlPlaneState,
 		ControlPlaneAddress: st.ControlPlaneAddress,
 		AttachmentCount:     int32(s.opts.Store.Len()),
-		Problems:            problems,
+		Problems:            s.problems(st.Problems),
 	}, nil
+}
+
+// maxProblems are enough to begin with; a control plane that sends nonsense to everyone makes thousands.
+const maxProblems = 100
+
+// problems adds the attachments in trouble to those of the daemon.
+func (s *Server) problems(list []string) []string {
+	more := 0
+	for _, a := range s.opts.Store.List() {
+		_, st, err := s.opts.Store.Get(a.ID)
+		switch {
+		case err != nil || st.LastError == nil:
+		case len(list) < maxProblems:
+			list = append(list, fmt.Sprintf("attachment %s (%s): %v", a.ID, a.Target, st.LastError))
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		list = append(list, fmt.Sprintf("%d attachments more are in trouble", more))
+	}
+	return list
 }
 
 // info is the attachment as List has it, and its drops by reason.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/state"
@@ -18,6 +19,8 @@ import (
 const (
 	defaultPage = 100
 	maxPage     = 1000
+	// maxPageBytes ends a page early: stock gRPC clients refuse messages above 4 MiB, and metadata may be long.
+	maxPageBytes = 3 << 20
 )
 
 // List returns attachments by the time of their attach. A page begins after the last attachment of the one before,
@@ -38,15 +41,11 @@ func (s *Server) List(_ context.Context, r *netfencev1.ListRequest) (*netfencev1
 	}
 	all := s.opts.Store.List()
 	response := &netfencev1.ListResponse{TotalCount: int32(len(all))}
+	bytes := 0
 	for _, a := range all {
 		if !after.before(a) {
 			continue
 		}
-		if len(response.Attachments) == size {
-			response.NextPageToken = after.token()
-			break
-		}
-		after = cursor{a.AttachedAt, a.ID}
 		_, st, err := s.opts.Store.Get(a.ID)
 		if errors.Is(err, state.ErrNotFound) {
 			continue // gone since the list was taken
@@ -55,6 +54,12 @@ func (s *Server) List(_ context.Context, r *netfencev1.ListRequest) (*netfencev1
 			return nil, err
 		}
 		info, _ := s.info(a, st)
+		bytes += proto.Size(info)
+		if n := len(response.Attachments); n == size || n > 0 && bytes > maxPageBytes {
+			response.NextPageToken = after.token()
+			break
+		}
+		after = cursor{a.AttachedAt, a.ID}
 		response.Attachments = append(response.Attachments, info)
 	}
 	return response, nil

@@ -67,6 +67,31 @@ func TestList(t *testing.T) {
 	}
 }
 
+func TestListPagesFitTheirMessage(t *testing.T) {
+	e := newEnv(t, state.Limits{MetadataBytes: 2 << 20})
+	for i := range 3 {
+		r := attachInterface(fmt.Sprintf("eth%d", i), "")
+		r.Metadata = map[string]string{"a": strings.Repeat("x", 2<<20-1)}
+		if _, err := e.client.Attach(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	request, total := &netfencev1.ListRequest{}, 0
+	for {
+		page, err := e.client.List(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += len(page.GetAttachments())
+		if request.PageToken = page.GetNextPageToken(); request.PageToken == "" {
+			break
+		}
+	}
+	if total != 3 {
+		t.Errorf("%d attachments on all pages", total)
+	}
+}
+
 func TestGet(t *testing.T) {
 	e := newEnv(t, state.Limits{})
 	r, err := e.client.Attach(t.Context(), &netfencev1.AttachRequest{
