@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/netfence/netfence/internal/wire"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -138,10 +139,7 @@ func (r *fileRecord) check(flow *policy.Flow) error {
 		return err
 	}
 	p := file.Policy
-	if err := p.Validate(policy.Limits{}); err != nil {
-		return fmt.Errorf("policy %s: %w", r.File, err)
-	}
-	if _, err := p.Compile(); err != nil {
+	if err := usable(p); err != nil {
 		return fmt.Errorf("policy %s: %w", r.File, err)
 	}
 	r.Mode = p.Mode.String()
@@ -151,6 +149,22 @@ func (r *fileRecord) check(flow *policy.Flow) error {
 		r.Explain = explainFlow(p, *flow)
 	}
 	return nil
+}
+
+// usable judges what the daemon would judge before it sends the policy to itself.
+func usable(p *policy.Policy) error {
+	if err := p.Validate(policy.Limits{}); err != nil {
+		return err
+	}
+	if _, err := p.Compile(); err != nil {
+		return err
+	}
+	_, err := wire.BulkUpdate(p, wire.Self())
+	var unsupported *wire.UnsupportedError
+	if errors.As(err, &unsupported) {
+		return fmt.Errorf("%s: not supported yet (leave it out)", unsupported.Field)
+	}
+	return err
 }
 
 // setsBeside reads the sets that a file shares with its folder.
