@@ -8,8 +8,10 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -90,4 +92,16 @@ func matches(p testenv.Probe) func(testenv.Packet) bool {
 // udp matches what a flood to the address sends.
 func udp(to netip.AddrPort) func(testenv.Packet) bool {
 	return matches(testenv.Probe{Kind: testenv.UDPSendto, To: to})
+}
+
+// inForce waits until the attachment's policy allows exactly these prefixes.
+func (s *scene) inForce(t *testing.T, id string, allow ...string) {
+	t.Helper()
+	testenv.Eventually(t, fmt.Sprintf("policy %v in force", allow), func() bool {
+		var got []string
+		for _, rule := range s.Show(t, id).Policy.Allow {
+			got = append(got, rule.Prefix.String())
+		}
+		return slices.Equal(got, allow)
+	})
 }
