@@ -178,6 +178,12 @@ func (p *plane) Send(format string, args ...any) {
 func (p *plane) End(code codes.Code) {
 	p.t.Helper()
 	p.order(order{Stream: p.stream, End: code})
+	p.Ended()
+}
+
+// Ended waits until the newest stream is over. What the daemon said before is not looked at.
+func (p *plane) Ended() {
+	p.t.Helper()
 	for line := p.line(testenv.Patience); line.Ended == ""; line = p.line(testenv.Patience) {
 		p.unknown = append(p.unknown, line.Unknown...)
 	}
