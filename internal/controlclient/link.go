@@ -55,10 +55,11 @@ func (c *Client) currentLink() link {
 func (c *Client) setLink(state State, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if state == Connected && c.link.state == Connected {
+		return
+	}
 	next := link{state: state, err: err, ups: c.link.ups, changed: make(chan struct{})}
 	switch {
-	case state == Connected && c.link.state == Connected:
-		return
 	case state == Connected:
 		next.ups++
 	case err == nil:

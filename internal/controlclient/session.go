@@ -43,8 +43,8 @@ type session struct {
 	stream grpc.BidiStreamingClient[netfencev1.DaemonEvent, netfencev1.ControlCommand]
 	cancel context.CancelCauseFunc // ends the stream
 
-	sendMu sync.Mutex // Send is not for concurrent use
-	closed bool       // nothing more may be sent
+	sending chan struct{} // holds one token: Send is not for concurrent use
+	closed  bool          // nothing more may be sent; whoever has the token may look
 
 	mu   sync.Mutex
 	due  map[string]struct{} // attachments to announce
@@ -74,14 +74,15 @@ func (c *Client) stream(ctx context.Context) error {
 		return err
 	}
 	s := &session{
-		c:      c,
-		stream: stream,
-		cancel: cancel,
-		due:    make(map[string]struct{}),
-		wake:   make(chan struct{}, 1),
-		synced: make(chan struct{}),
-		budget: semaphore.NewWeighted(int64(2 * c.opts.MaxCommandBytes)),
-		waits:  semaphore.NewWeighted(maxWaits),
+		c:       c,
+		stream:  stream,
+		cancel:  cancel,
+		sending: make(chan struct{}, 1),
+		due:     make(map[string]struct{}),
+		wake:    make(chan struct{}, 1),
+		synced:  make(chan struct{}),
+		budget:  semaphore.NewWeighted(int64(2 * c.opts.MaxCommandBytes)),
+		waits:   semaphore.NewWeighted(maxWaits),
 	}
 	return s.run(ctx)
 }
@@ -164,8 +165,8 @@ func (s *session) goAway(away *netfencev1.GoAway) error {
 
 // send blocks while the peer does not read. An error means that the stream is over; Recv has the reason.
 func (s *session) send(event *netfencev1.DaemonEvent) error {
-	s.sendMu.Lock()
-	defer s.sendMu.Unlock()
+	s.sending <- struct{}{}
+	defer func() { <-s.sending }()
 	if s.closed {
 		return errEnded
 	}
@@ -177,8 +178,8 @@ func (s *session) send(event *netfencev1.DaemonEvent) error {
 }
 
 func (s *session) closeSend() {
-	s.sendMu.Lock()
-	defer s.sendMu.Unlock()
+	s.sending <- struct{}{}
+	defer func() { <-s.sending }()
 	s.closed = true
 	// CloseSend never fails (grpc.ClientStream): a broken stream shows in Recv.
 	_ = s.stream.CloseSend()

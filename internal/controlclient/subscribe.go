@@ -39,7 +39,10 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 	defer c.leave(id, w)
 	a, _, err := c.opts.Store.Get(id)
 	if err != nil {
-		return err
+		return fmt.Errorf("attachment %s: %w", id, err)
+	}
+	if a.Removing != state.ReasonNone {
+		return fmt.Errorf("attachment %s: %w", id, state.ErrNotFound)
 	}
 	if !a.Pending {
 		return c.await(ctx, id, outcome{revision: a.Revision})

@@ -257,9 +257,7 @@ func TestUnreachablePending(t *testing.T) {
 	bubble(t, func(h *harness) {
 		s, _ := h.connect()
 		s.end <- status.Error(codes.Unavailable, "down")
-		for h.client.Status().State != Disconnected {
-			<-h.client.currentLink().changed
-		}
+		h.disconnected()
 		h.pending("1")
 		if err := <-h.subscribe("1"); err != nil {
 			t.Fatal(err)
@@ -276,6 +274,13 @@ func TestUnreachablePending(t *testing.T) {
 		s.ack("1", allowlist)
 		h.waitFor(func() bool { return h.inForce("1").Mode == policy.ModeAllowlist })
 	}, func(o *Options) { o.WhenUnreachable = UnreachablePending })
+}
+
+// disconnected waits until the client knows that its stream ended.
+func (h *harness) disconnected() {
+	for l := h.client.currentLink(); l.state != Disconnected; l = h.client.currentLink() {
+		<-l.changed
+	}
 }
 
 // waitFor waits for a condition of the store's.
@@ -355,8 +360,19 @@ func TestSubscribeOfWhatWentAway(t *testing.T) {
 		s.wantUnsubscribed("2", netfencev1.UnsubscribeReason_UNSUBSCRIBE_REASON_REMOVED, "is gone")
 		s.ack("2", allowlist)
 		s.wantUnsubscribed("2", failed, "no such attachment")
-		if err := <-done; err == nil {
-			t.Fatal("attached to what is not there")
+		if err := <-done; !errors.Is(err, state.ErrNotFound) {
+			t.Fatal(err)
 		}
+		// On its way out, and not gone yet.
+		h.pending("3")
+		h.settled("3")
+		resume := h.kernel.pause()
+		if _, err := h.store.Remove("3", state.ReasonDetached, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.client.Subscribe(h.t.Context(), "3"); !errors.Is(err, state.ErrNotFound) {
+			t.Fatal(err)
+		}
+		resume()
 	})
 }

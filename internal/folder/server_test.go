@@ -84,6 +84,9 @@ func (d *daemon) subscribe(id string, metadata map[string]string) {
 func (d *daemon) want(f *Folder, id string, ack bool, source string) {
 	d.t.Helper()
 	cmd := d.recv()
+	for cmd.GetId() == fence && id != fence {
+		cmd = d.recv() // of a wantNothing whose Unsubscribed was on its way
+	}
 	if cmd.GetId() != id || (cmd.GetSubscribedAck() != nil) != ack || (cmd.GetBulkUpdate() != nil) == ack || cmd.GetNumber() == 0 {
 		d.t.Fatalf("got %v, want a numbered command for %s (acknowledgement: %v)", cmd, id, ack)
 	}
@@ -92,15 +95,17 @@ func (d *daemon) want(f *Folder, id string, ack bool, source string) {
 	}
 }
 
+const fence = "zzz"
+
 // wantNothing sends for a new attachment that sorts last: anything that is due comes before its answer.
 func (d *daemon) wantNothing(f *Folder) {
 	d.t.Helper()
-	d.subscribe("zzz", nil)
+	d.subscribe(fence, nil)
 	cmd := d.recv()
-	if cmd.GetId() != "zzz" {
+	if cmd.GetId() != fence {
 		d.t.Fatalf("unexpected %v", cmd)
 	}
-	d.send(&netfencev1.DaemonEvent{Event: &netfencev1.DaemonEvent_Unsubscribed{Unsubscribed: &netfencev1.Unsubscribed{Id: "zzz"}}})
+	d.send(&netfencev1.DaemonEvent{Event: &netfencev1.DaemonEvent_Unsubscribed{Unsubscribed: &netfencev1.Unsubscribed{Id: fence}}})
 }
 
 func (f *Folder) revisionOf(source string) string {
