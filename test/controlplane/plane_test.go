@@ -34,6 +34,7 @@ type plane struct {
 	in      *json.Encoder
 	lines   chan told
 	stream  int      // the newest that the test has heard from
+	number  uint64   // of the command sent last, by checkResult
 	unknown []string // fields, over all streams
 }
 

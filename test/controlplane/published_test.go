@@ -12,20 +12,22 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 
-	_ "google.golang.org/protobuf/types/known/durationpb" // the one file that the table imports
+	_ "google.golang.org/protobuf/types/known/durationpb" // the files that the table imports
+	_ "google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// publishedEnums and publishedMessages are the part of netfence.v1 that a control plane needs, as it was published and
-// nothing more: what a peer has that was written before any addition of ours. They are written by hand and not taken
-// from api/, so that a change there does not change them.
+// publishedEnums and publishedMessages are netfence.v1 as it was published and nothing more, but for QueryDns: what a
+// peer has that was written before any addition of ours. They are written by hand and not taken from api/, so that a
+// change there does not change them.
 var publishedEnums = map[string]string{
 	"PolicyMode":        "UNSPECIFIED 0, DISABLED 1, ALLOWLIST 2, BLOCK_ALL 3, DENYLIST 4",
 	"DnsMode":           "UNSPECIFIED 0, DISABLED 1, ALLOWLIST 2, DENYLIST 3, PROXY 4",
 	"AttachmentType":    "UNSPECIFIED 0, TC 1, CGROUP 2",
 	"UnsubscribeReason": "UNSPECIFIED 0, REMOVED 1, DETACHED 2, ERROR 3",
+	"ConnectionState":   "UNSPECIFIED 0, DISCONNECTED 1, CONNECTING 2, CONNECTED 3",
 }
 
-// In "event: …" and "command: …" the word before the colon is the oneof that all fields after it are in.
+// In "event: …" the word before the colon is the oneof that all fields after it are in, up to a map.
 var publishedMessages = map[string]string{
 	"DaemonEvent": "event: SyncRequest sync 1, Subscribed subscribed 2, Unsubscribed unsubscribed 3, Heartbeat heartbeat 4",
 	"SyncRequest": "string daemon_id 1, string hostname 2, repeated Attachment attachments 3, map metadata 4",
@@ -48,6 +50,18 @@ var publishedMessages = map[string]string{
 		"repeated string upstream_servers 4",
 	"CIDREntry":   "string cidr 1, google.protobuf.Duration ttl 2",
 	"DomainEntry": "string domain 1, bool include_subdomains 2",
+
+	"AttachRequest":  "target: string interface_name 1, string cgroup_path 2, map metadata 3",
+	"AttachResponse": "string id 1, string dns_address 2",
+	"DetachRequest":  "string id 1",
+	"Empty":          "", // google.protobuf.Empty: no bytes either
+	"ListRequest":    "int32 page_size 1, string page_token 2",
+	"ListResponse":   "repeated AttachmentInfo attachments 1, string next_page_token 2, int32 total_count 3",
+	"AttachmentInfo": "string id 1, string target 2, AttachmentType type 3, PolicyMode mode 4, DnsMode dns_mode 5, " +
+		"string dns_address 6, map metadata 7, uint64 packets_allowed 8, uint64 packets_blocked 9, " +
+		"uint64 dns_queries_allowed 10, uint64 dns_queries_blocked 11, google.protobuf.Timestamp attached_at 12",
+	"DaemonStatus": "string version 1, string daemon_id 2, string hostname 3, ConnectionState control_plane_state 4, " +
+		"string control_plane_address 5, int32 attachment_count 6",
 }
 
 // published builds the descriptors. They are registered nowhere: this program holds our own of the same names, too.
@@ -56,7 +70,7 @@ func published() (protoreflect.FileDescriptor, error) {
 		Name:       proto.String("published.proto"),
 		Package:    proto.String("netfence.v1"),
 		Syntax:     proto.String("proto3"),
-		Dependency: []string{"google/protobuf/duration.proto"},
+		Dependency: []string{"google/protobuf/duration.proto", "google/protobuf/timestamp.proto"},
 	}
 	for name, values := range publishedEnums {
 		enum := &descriptorpb.EnumDescriptorProto{Name: proto.String(name)}
@@ -84,10 +98,12 @@ func published() (protoreflect.FileDescriptor, error) {
 
 var enumPrefixes = map[string]string{
 	"PolicyMode": "POLICY_MODE_", "DnsMode": "DNS_MODE_", "AttachmentType": "ATTACHMENT_TYPE_", "UnsubscribeReason": "UNSUBSCRIBE_REASON_",
+	"ConnectionState": "CONNECTION_STATE_",
 }
 
 var scalars = map[string]descriptorpb.FieldDescriptorProto_Type{
 	"string": descriptorpb.FieldDescriptorProto_TYPE_STRING,
+	"int32":  descriptorpb.FieldDescriptorProto_TYPE_INT32,
 	"bool":   descriptorpb.FieldDescriptorProto_TYPE_BOOL,
 	"uint64": descriptorpb.FieldDescriptorProto_TYPE_UINT64,
 }
@@ -118,7 +134,7 @@ func messageOf(name, fields string) (*descriptorpb.DescriptorProto, error) {
 		if repeated {
 			f.Label = descriptorpb.FieldDescriptorProto_LABEL_REPEATED.Enum()
 		}
-		if len(message.OneofDecl) > 0 {
+		if len(message.OneofDecl) > 0 && !repeated {
 			f.OneofIndex = proto.Int32(0)
 		}
 		setType(f, kind)
