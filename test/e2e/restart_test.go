@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/policy"
+	"github.com/netfence/netfence/test/harness"
+)
+
+// flood is UDP without pause to an address that is always allowed and to one that never is.
+type flood struct {
+	name               string
+	from               *testenv.Workload
+	allowed, forbidden netip.AddrPort
+	stops              [2]func() int
+}
+
+// floods start one of each family for the workload; the addresses are its own, by its number.
+func (s *scene) floods(t *testing.T, name string, from *testenv.Workload, number byte) []*flood {
+	t.Helper()
+	var fs []*flood
+	for _, prefixes := range [][2]string{{"198.51.100.0", "203.0.113.0"}, {"2001:db8:100::", "2001:db8:200::"}} {
+		f := &flood{name: name, from: from}
+		for i, to := range []*netip.AddrPort{&f.allowed, &f.forbidden} {
+			b := netip.MustParseAddr(prefixes[i]).AsSlice()
+			b[len(b)-1] = number
+			addr, _ := netip.AddrFromSlice(b)
+			*to = netip.AddrPortFrom(addr, 9)
+			f.stops[i] = from.Flood(t, *to)
+		}
+		s.Arrived.Await(t, 1, udp(f.allowed))
+		fs = append(fs, f)
+	}
+	return fs
+}
+
+// flowing waits until the flood has brought more.
+func (s *scene) flowing(t *testing.T, fs []*flood) {
+	t.Helper()
+	for _, f := range fs {
+		s.Arrived.Await(t, s.Arrived.Sum(t, udp(f.allowed)).Count+1000, udp(f.allowed))
+	}
+}
+
+// end shows that every allowed packet of the floods arrived, and no forbidden one.
+func (s *scene) end(t *testing.T, fs []*flood) {
+	t.Helper()
+	for _, f := range fs {
+		sent, tried := f.stops[0](), f.stops[1]()
+		s.settle(t, f.from)
+		if got := s.Arrived.Sum(t, udp(f.allowed)).Count; got != sent {
+			t.Errorf("%s: %d of %d packets to %s arrived", f.name, got, sent, f.allowed)
+		}
+		if got := s.Arrived.Sum(t, udp(f.forbidden)).Count; got != 0 {
+			t.Errorf("%s: %d of %d packets to %s arrived", f.name, got, tried, f.forbidden)
+		}
+	}
+}
+
+// standing is everything about the attachments that a restart must not change.
+type standing struct {
+	Attachments []harness.Attachment
+	Policies    []*policy.Policy
+	Pins        []string
+}
+
+func (s *scene) standing(t *testing.T) standing {
+	t.Helper()
+	st := standing{Attachments: s.List(t), Pins: s.pins(t)}
+	for i := range st.Attachments {
+		st.Policies = append(st.Policies, s.Show(t, st.Attachments[i].ID).Policy)
+		st.Attachments[i].PacketsAllowed, st.Attachments[i].PacketsBlocked = 0, 0
+	}
+	return st
+}
+
+// pins lists what is pinned for attachments.
+func (s *scene) pins(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(s.BPFDir, "v1", "links", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
+const restartPolicy = `
+mode: allowlist
+allow:
+  - 198.51.100.0/24
+  - 2001:db8:100::/48
+  - {cidr: 203.0.113.77, ports: [443/tcp], ttl: 1h}
+`
+
+// TestRestart changes nothing: the same attachments with the same ids and rules, and while the daemon is gone, every
+// allowed packet and no forbidden one.
+func TestRestart(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	cg := testenv.NewCgroup(t)
+	job := testenv.StartWorkload(t, s.Host, cg)
+	s.Inside.Serve(t, servedPort)
+	s.Policy(t, "policy.yaml", restartPolicy)
+	s.Start(t)
+	id := s.Attach(t, "--interface", s.Link, "--key", "job-7", "--metadata", "tenant=acme")
+	s.Attach(t, "--cgroup", cg.Path)
+	outside := testenv.StartWorkload(t, s.Outside, nil)
+	conn := outside.Connect(t, netip.AddrPortFrom(s.Addr4, servedPort))
+	daemonID := s.Status(t).DaemonID
+	before := s.standing(t)
+	if len(before.Attachments) != 2 || len(before.Pins) == 0 {
+		t.Fatalf("before: %+v", before)
+	}
+
+	fs := append(s.floods(t, "interface", s.Inside, 10), s.floods(t, "cgroup", job, 11)...)
+	for name, end := range map[string]func(testing.TB){
+		"stop": func(t testing.TB) { s.Stop(t) },
+		"kill": func(t testing.TB) { s.Kill(t) },
+	} {
+		s.flowing(t, fs)
+		blocked := s.List(t)[0].PacketsBlocked
+		end(t)
+		s.flowing(t, fs)
+		if !conn.Echoes(t, testenv.Patience) {
+			t.Errorf("%s: connection from outside: no echo while the daemon is gone", name)
+		}
+		if !outside.Connect(t, netip.AddrPortFrom(s.Addr4, servedPort)).Echoes(t, testenv.Patience) {
+			t.Errorf("%s: new connection from outside: no echo while the daemon is gone", name)
+		}
+		s.Start(t)
+		if after := s.standing(t); !reflect.DeepEqual(before, after) {
+			t.Errorf("%s:\nbefore %+v\nafter  %+v", name, before, after)
+		}
+		if now := s.List(t)[0].PacketsBlocked; now <= blocked {
+			t.Errorf("%s: %d packets blocked before, %d after", name, blocked, now)
+		}
+		if got := s.Status(t); got.DaemonID != daemonID || len(got.Problems) != 0 {
+			t.Errorf("%s: status %+v", name, got)
+		}
+	}
+	s.end(t, fs)
+	if again := s.Attach(t, "--interface", s.Link, "--key", "job-7"); again != id {
+		t.Errorf("attached again by its key: %s, want %s", again, id)
+	}
+}
+
+// TestKilledUnderLoad again and again, whatever it was doing: a policy was just being changed, a cgroup attached.
+func TestKilledUnderLoad(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	cg := testenv.NewCgroup(t)
+	job := testenv.StartWorkload(t, s.Host, cg)
+	s.Policy(t, "policy.yaml", restartPolicy)
+	s.Start(t)
+	ids := []string{s.Attach(t, "--interface", s.Link), s.Attach(t, "--cgroup", cg.Path)}
+	fs := append(s.floods(t, "interface", s.Inside, 10), s.floods(t, "cgroup", job, 11)...)
+	for round := range rounds(6, 500) {
+		name := fmt.Sprintf("round-%d", round)
+		late := testenv.NewCgroup(t)
+		attach := s.Command("attach", "--cgroup", late.Path, "--key", name)
+		testenv.Start(t, attach, s.Host, nil)
+		last := fmt.Sprintf("192.0.2.%d/32", round%200+10)
+		s.Policy(t, "policy.yaml", restartPolicy+"  - "+last+"\n")
+		// Not a pause for something to happen, but a moment to be interrupted in, another in every round.
+		s.Arrived.Await(t, s.Arrived.Sum(t, udp(fs[0].allowed)).Count+round*97%1000, udp(fs[0].allowed))
+		s.Kill(t)
+		_ = attach.Wait() // it may have been answered before, or not
+
+		s.Start(t)
+		key := s.Attach(t, "--cgroup", late.Path, "--key", name)
+		list := s.List(t)
+		if len(list) != 3 || !slices.ContainsFunc(list, func(a harness.Attachment) bool { return a.ID == key && a.Target == late.Path }) {
+			t.Fatalf("round %d: %+v", round, list)
+		}
+		for _, id := range ids {
+			testenv.Eventually(t, "newest policy in force", func() bool {
+				rules := s.Show(t, id).Policy.Allow
+				return len(rules) == 4 && rules[3].Prefix.String() == last
+			})
+		}
+		s.Must(t, "detach", "--key", name)
+		late.Remove(t)
+		s.onlyPinned(t, ids...)
+	}
+	s.end(t, fs)
+}
+
+// onlyPinned shows that the kernel holds links of these attachments and no other.
+func (s *scene) onlyPinned(t *testing.T, ids ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(s.BPFDir, "v1", "links"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	slices.Sort(ids)
+	if !slices.Equal(names, ids) {
+		t.Errorf("links of %v are pinned, want %v", names, ids)
+	}
+}
