@@ -84,7 +84,7 @@ func TestShortStreamsBackOff(t *testing.T) {
 			}
 			most = min(2*most, 30*time.Second)
 		}
-		time.Sleep(time.Minute) // fake: this one lives
+		<-time.After(time.Minute) // fake: this one lives
 		s.end <- status.Error(codes.Unavailable, "restart")
 		start := time.Now()
 		h.connect()
@@ -128,7 +128,7 @@ func TestLostControlPlaneChangesNothing(t *testing.T) {
 		h.live("1", "r1", denylist())
 		before, _, _ := h.store.Get("1")
 		s.end <- status.Error(codes.Unavailable, "gone")
-		time.Sleep(time.Hour) // fake
+		<-time.After(time.Hour) // fake
 		after, _, err := h.store.Get("1")
 		if err != nil || after.Revision != before.Revision || h.inForce("1").Mode != policy.ModeDenylist {
 			t.Errorf("%+v %v", after, err)

@@ -130,7 +130,7 @@ func TestTimeoutRunsFromTheFirstSend(t *testing.T) {
 		start := time.Now()
 		done := h.subscribe("1")
 		s.wantSubscribed("1")
-		time.Sleep(3 * time.Second) // fake
+		<-time.After(3 * time.Second) // fake
 		s.end <- status.Error(codes.Unavailable, "restart")
 		s, sync := h.connect()
 		if len(sync.GetAttachments()) != 0 {

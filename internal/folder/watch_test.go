@@ -41,7 +41,7 @@ func TestReload(t *testing.T) {
 				hints := make(chan struct{})
 				go func() {
 					for _, at := range tt.hints {
-						time.Sleep(at - time.Since(start)) // fake time
+						<-time.After(at - time.Since(start)) // fake time
 						hints <- struct{}{}
 					}
 				}()
