@@ -28,15 +28,16 @@ const (
 	keepaliveTimeout = 20 * time.Second
 )
 
-// Dial gives the Options.Dial for a control plane at address, host:port.
-func Dial(address string, creds credentials.TransportCredentials) func(context.Context) (Conn, error) {
+// Dial gives the Options.Dial for a control plane at address, host:port or another target of gRPC's.
+func Dial(address string, creds credentials.TransportCredentials, more ...grpc.DialOption) func(context.Context) (Conn, error) {
+	opts := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		// Retries are ours: a retried Connect would repeat a SyncRequest that is out of date.
+		grpc.WithDisableRetry(),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+	}, more...)
 	return func(context.Context) (Conn, error) {
-		conn, err := grpc.NewClient(address,
-			grpc.WithTransportCredentials(creds),
-			// Retries are ours: a retried Connect would repeat a SyncRequest that is out of date.
-			grpc.WithDisableRetry(),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		)
+		conn, err := grpc.NewClient(address, opts...)
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", address, err)
 		}

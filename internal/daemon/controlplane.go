@@ -15,6 +15,7 @@ import (
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/folder"
 	"github.com/netfence/netfence/internal/localapi"
+	"github.com/netfence/netfence/policy"
 )
 
 // maxCommandBytes is the largest command that the daemon takes, from whichever control plane.
@@ -31,7 +32,8 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 	if dir := c.ControlPlane.URL.Dir; dir != "" {
 		var err error
 		p.folder, err = folder.Open(folder.Options{
-			Dir: dir, Default: c.DefaultPolicy, MaxCommandBytes: maxCommandBytes, Log: log,
+			Dir: dir, Default: c.DefaultPolicy, Limits: policy.Limits{Rules: c.Limits.Rules},
+			MaxCommandBytes: maxCommandBytes, Log: log,
 		})
 		if err != nil {
 			return nil, err
