@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/test/harness"
 )
 
 // plane is a control plane that decides nothing: the test hears every event and sends every command but the SyncAck.
@@ -123,6 +125,19 @@ func (p *plane) Command(t *testing.T, command *netfencev1.ControlCommand) *netfe
 			return r
 		}
 	}
+}
+
+// attachBy attaches under block-all of the control plane.
+func (s *scene) attachBy(t *testing.T, p *plane, args ...string) string {
+	t.Helper()
+	attached := make(chan harness.Result, 1)
+	go func() { attached <- s.Run(t, append([]string{"attach"}, args...)...) }()
+	id := Await(t, p, (*netfencev1.DaemonEvent).GetSubscribed).GetId()
+	p.Send(t, ack(id, blockAll))
+	if r := <-attached; r.Code != 0 || strings.TrimSpace(r.Stdout) != id {
+		t.Fatalf("attach %v: %+v, subscribed %s", args, r, id)
+	}
+	return id
 }
 
 // ack answers a Subscribed.
