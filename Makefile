@@ -17,7 +17,8 @@ build: ## build bin/netfenced; needs only Go
 
 .PHONY: demo
 demo: build ## play the story in namespaces of its own (root)
-	./demo/run.sh
+	go build -o bin/demo ./demo
+	bin/demo bin/netfenced
 
 .PHONY: test
 test: ## all tests, with the race detector (root)
