@@ -103,9 +103,9 @@ func (q *queue) next() (id string, ok bool) {
 	return id, true
 }
 
-// done takes an attachment back. If err is not nil it will be handled again
-// after the pause that is returned, or sooner if it changes.
-func (q *queue) done(id string, err error) (wait time.Duration) {
+// done takes an attachment back and returns how often in a row it failed. If err
+// is not nil it will be handled again after a pause, or sooner if it changes.
+func (q *queue) done(id string, err error) (failures int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	e := q.entries[id]
@@ -121,11 +121,10 @@ func (q *queue) done(id string, err error) (wait time.Duration) {
 	case err == nil:
 		delete(q.entries, id)
 	case !q.closed:
-		wait = q.backoff.wait(e.failures)
 		e.place = paused
-		e.retry = time.AfterFunc(wait, func() { q.resume(id) })
+		e.retry = time.AfterFunc(q.backoff.wait(e.failures), func() { q.resume(id) })
 	}
-	return wait
+	return e.failures
 }
 
 // resume ends the pause of an attachment.

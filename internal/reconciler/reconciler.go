@@ -12,7 +12,6 @@ package reconciler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 
@@ -22,7 +21,8 @@ import (
 )
 
 // Kernel is what the reconciler drives. Calls for different attachments come
-// from different goroutines, calls for one never at the same time.
+// from different goroutines, calls for one never at the same time. Errors name
+// what was done to which attachment.
 type Kernel interface {
 	// Attach filters t, closed until the first Replace. If the attachment is
 	// there, it stays as it is.
@@ -109,9 +109,8 @@ func (r *Reconciler) work(q *queue) {
 			return
 		}
 		err := r.reconcile(id)
-		wait := q.done(id, err)
-		if err != nil {
-			r.log.Warn("kernel not reached, trying again", "attachment", id, "err", err, "retry_in", wait)
+		if failures := q.done(id, err); failures == 1 { // later ones are in the status
+			r.log.Warn("kernel not as desired, trying again", "attachment", id, "err", err)
 		}
 	}
 }
@@ -138,17 +137,15 @@ func (r *Reconciler) reconcile(id string) error {
 
 func (r *Reconciler) remove(d state.Desired) error {
 	if err := r.kernel.Detach(d.ID); err != nil {
-		return fmt.Errorf("detach %s: %w", d.Target, err)
+		return err
 	}
 	return r.store.Removed(d)
 }
 
 func (r *Reconciler) update(d state.Desired) error {
 	err := r.kernel.Attach(d.ID, d.Target)
-	if err != nil {
-		err = fmt.Errorf("attach %s: %w", d.Target, err)
-	} else if err = r.kernel.Replace(d.ID, d.Compiled); err != nil {
-		err = fmt.Errorf("replace policy of %s: %w", d.Target, err)
+	if err == nil {
+		err = r.kernel.Replace(d.ID, d.Compiled)
 	}
 	switch {
 	case err == nil:

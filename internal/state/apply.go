@@ -4,6 +4,7 @@ package state
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/netfence/netfence/internal/target"
@@ -43,7 +44,11 @@ func (s *Store) Create(a Attachment) (Attachment, Revision, error) {
 	if err := s.checkMetadata(&a); err != nil {
 		return Attachment{}, 0, err
 	}
-	p, compiled, err := s.prepare(a.Policy, nil)
+	p, err := s.settle(a.Policy, nil)
+	if err != nil {
+		return Attachment{}, 0, err
+	}
+	compiled, err := p.Compile()
 	if err != nil {
 		return Attachment{}, 0, err
 	}
@@ -97,14 +102,12 @@ func (s *Store) checkFree(a *Attachment) error {
 	return nil
 }
 
-// prepare validates p, settles its deadlines and compiles it.
-func (s *Store) prepare(p, prev *policy.Policy) (*policy.Policy, *policy.Compiled, error) {
+// settle validates p and gives its rules their deadlines.
+func (s *Store) settle(p, prev *policy.Policy) (*policy.Policy, error) {
 	if err := p.Validate(s.limits.Policy); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	p = p.Settle(prev, s.clock.Boot(), s.clock.Wall())
-	compiled, err := p.Compile()
-	return p, compiled, err
+	return p.Settle(prev, s.clock.Boot(), s.clock.Wall()), nil
 }
 
 // Apply makes change of the attachment's policy desired, and returns its
@@ -136,8 +139,7 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 	if err != nil {
 		return 0, err
 	}
-	p, compiled, err := s.prepare(p, a.Policy)
-	if err != nil {
+	if p, err = s.settle(p, a.Policy); err != nil {
 		return 0, err
 	}
 	next := version{
@@ -146,8 +148,13 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 		Pending:        a.Pending && !change.Acknowledge,
 		Policy:         p,
 	}
-	if p == a.Policy && next.PolicyRevision == a.PolicyRevision && next.Pending == a.Pending {
+	if next.PolicyRevision == a.PolicyRevision && next.Pending == a.Pending && reflect.DeepEqual(p, a.Policy) {
+		s.confirm(r)
 		return a.Revision, nil
+	}
+	compiled, err := p.Compile()
+	if err != nil {
+		return 0, err
 	}
 	a = a.with(next)
 	if err := s.file.save(&a, r.inForce, next); err != nil {
@@ -159,6 +166,16 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 	s.soil(a.ID)
 	s.notify(r)
 	return next.Revision, nil
+}
+
+// confirm notes that a source wants what is desired already: after a resync, say.
+func (s *Store) confirm(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.lastError != nil && r.applied == r.attachment.Revision {
+		r.lastError = nil
+		s.notify(r)
+	}
 }
 
 // Release ends Held: the local caller is about to have its answer.

@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -116,18 +117,22 @@ func (f *file) fail(operation string, err error) error {
 }
 
 // load reads every attachment.
-func (f *file) load() ([]*record, error) {
+func load(tx *bbolt.Tx) ([]*record, error) {
 	var records []*record
-	err := f.db.View(func(tx *bbolt.Tx) error {
-		policies := tx.Bucket(policiesBucket)
-		return tx.Bucket(attachmentsBucket).ForEach(func(id, value []byte) error {
-			r, err := loadRecord(string(id), value, policies)
-			if err != nil {
-				return fmt.Errorf("attachment %s: %w", id, err)
-			}
-			records = append(records, r)
-			return nil
-		})
+	policies := tx.Bucket(policiesBucket)
+	keys, targets := make(map[string]bool), make(map[target.Target]bool)
+	err := tx.Bucket(attachmentsBucket).ForEach(func(id, value []byte) error {
+		r, err := loadRecord(string(id), value, policies)
+		if err != nil {
+			return fmt.Errorf("attachment %s: %w", id, err)
+		}
+		key, t := r.attachment.Key, identity(r.attachment.Target)
+		if keys[key] || targets[t] {
+			return fmt.Errorf("attachment %s: its target or key is another's", id)
+		}
+		keys[key], targets[t] = key != "", true
+		records = append(records, r)
+		return nil
 	})
 	return records, err
 }

@@ -59,7 +59,7 @@ func (s *Store) Desired(id string) (Desired, error) {
 	if d.Removing || compiled != nil {
 		return d, nil
 	}
-	var err error // of a file that this version's rules do not allow: prepare has passed all else
+	var err error // of a file that an older version wrote: Apply lets nothing else pass
 	d.Compiled, err = a.Policy.Compile()
 	return d, err
 }

@@ -3,6 +3,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,96 +59,119 @@ func Open(path, bootID string, opts Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.Default()
 	}
-	if err := s.setAside(path, bootID); err != nil {
-		return nil, err
-	}
-	f, err := openFile(path, bootID)
+	err := guard(path, func() error {
+		c, err := s.inherit(path, bootID)
+		if err != nil {
+			return err
+		}
+		if s.file, err = openFile(path, bootID, c.last); err != nil {
+			return err
+		}
+		if err := s.adopt(c.records); err != nil {
+			return errors.Join(err, s.file.close())
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	s.file = f
-	if err := s.adopt(); err != nil {
-		return nil, errors.Join(err, f.close())
 	}
 	return s, nil
 }
 
-// setAside moves the file away if it is another boot's, and otherwise makes sure
-// that it can be read, before anything writes to it.
-func (s *Store) setAside(path, bootID string) error {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("state file: %w", err)
-	case !info.Mode().IsRegular():
-		return &CorruptError{path, errors.New("not a regular file")}
-	case info.Size() == 0:
-		return nil // its maker died before the first write
-	}
-	found, err := inspect(path, info.Size())
-	if err != nil || found == "" || found == bootID {
-		return err
-	}
-	previous := path + ".previous"
-	if err := os.Rename(path, previous); err != nil {
-		return fmt.Errorf("state file of another boot: %w", err)
-	}
-	s.log.Info("state of another boot set aside", "path", previous, "boot_id", found)
-	return nil
-}
-
-// inspect checks the whole file without writing to it, and returns the boot that
-// it belongs to; empty: its maker died before it said. bbolt trusts what it maps:
-// once it is open for writing, a damaged file can end the process.
-func inspect(path string, size int64) (bootID string, err error) {
-	// A page that points out of the mapping would be a fatal fault.
+// guard makes an error of a panic or a fault: bbolt trusts what it maps, and a
+// damaged page may point anywhere. The file may be left open and locked then,
+// until the process ends.
+func guard(path string, f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
 			err = &CorruptError{path, fmt.Errorf("%v", r)}
 		}
 	}()
+	return f()
+}
+
+// contents is what a file holds.
+type contents struct {
+	bootID  string
+	records []*record
+	last    int // transaction
+}
+
+// inherit reads the file, unless it is another boot's: then it moves it away.
+func (s *Store) inherit(path, bootID string) (contents, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return contents{}, nil
+	case err != nil:
+		return contents{}, fmt.Errorf("state file: %w", err)
+	case !info.Mode().IsRegular():
+		return contents{}, &CorruptError{path, errors.New("not a regular file")}
+	case info.Size() == 0: // its maker died before the first write
+		return contents{}, nil
+	}
+	c, err := inspect(path)
+	if err != nil || c.bootID == "" || c.bootID == bootID {
+		return c, err
+	}
+	previous := path + ".previous"
+	if err := os.Rename(path, previous); err != nil {
+		return contents{}, fmt.Errorf("state file of another boot: %w", err)
+	}
+	s.log.Info("state of another boot set aside", "path", previous, "boot_id", c.bootID)
+	return contents{}, nil
+}
+
+// inspect reads the whole file before anything writes to it.
+func inspect(path string) (c contents, err error) {
 	db, err := openBolt(path, true)
 	if err != nil {
-		return "", err
+		return contents{}, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	err = db.View(func(tx *bbolt.Tx) error {
-		if tx.Size() > size {
-			return fmt.Errorf("%d bytes, %d expected", size, tx.Size())
-		}
-		var first error
-		for err := range tx.Check() { // to its end, which is when its goroutine ends
-			if first == nil {
-				first = err
-			}
-		}
-		if first != nil {
-			return first
+		c.last = tx.ID()
+		if err := check(tx); err != nil {
+			return err
 		}
 		meta := tx.Bucket(metaBucket)
 		if meta == nil {
 			if name, _ := tx.Cursor().First(); name != nil {
 				return errors.New("not a state file")
 			}
-			return nil
+			return nil // its maker died before the second write
 		}
 		if found := string(meta.Get(formatKey)); found != format {
 			return fmt.Errorf("format %q, this version reads %q", found, format)
 		}
-		bootID = string(meta.Get(bootIDKey))
-		return nil
+		c.bootID = string(meta.Get(bootIDKey))
+		c.records, err = load(tx)
+		return err
 	})
 	if err != nil {
-		return "", &CorruptError{path, err}
+		return contents{}, &CorruptError{path, err}
 	}
-	return bootID, nil
+	return c, nil
 }
 
-// openFile opens the file for writing and makes what is not there yet.
-func openFile(path, bootID string) (*file, error) {
+// check visits every page in use, and tells whether seeking finds what walking
+// does. It stands for bbolt's own check, which works in a goroutine that nobody
+// can recover, and does not always end.
+func check(tx *bbolt.Tx) error {
+	return tx.ForEach(func(name []byte, bucket *bbolt.Bucket) error {
+		return bucket.ForEach(func(key, value []byte) error {
+			if !bytes.Equal(bucket.Get(key), value) {
+				return fmt.Errorf("%s: keys out of order", name)
+			}
+			return nil
+		})
+	})
+}
+
+// openFile opens the file for writing and makes what is not there yet. last is
+// the transaction up to which it was read.
+func openFile(path, bootID string, last int) (*file, error) {
 	db, err := openBolt(path, false)
 	if err != nil {
 		return nil, err
@@ -155,6 +179,9 @@ func openFile(path, bootID string) (*file, error) {
 	f := &file{db, path}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		if tx.Bucket(metaBucket) != nil {
+			if tx.ID() != last+1 { // somebody else had it since
+				return ErrInUse
+			}
 			return nil
 		}
 		for _, name := range [][]byte{metaBucket, attachmentsBucket, policiesBucket} {
@@ -166,7 +193,7 @@ func openFile(path, bootID string) (*file, error) {
 		return errors.Join(meta.Put(formatKey, []byte(format)), meta.Put(bootIDKey, []byte(bootID)))
 	})
 	if err != nil {
-		return nil, errors.Join(f.fail("write", err), f.close())
+		return nil, errors.Join(f.fail("open", err), f.close())
 	}
 	return f, nil
 }
@@ -175,10 +202,10 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout:  lockTimeout,
 		ReadOnly: readOnly,
-		// See file.go for why nothing is synced. The list of free pages is
-		// then worth rebuilding at a start rather than writing each time.
-		NoSync: true, NoGrowSync: true, NoFreelistSync: true,
-		FreelistType: bbolt.FreelistMapType,
+		NoSync:   true, NoGrowSync: true, // see file.go
+		// The list of free pages is in the file: bbolt would rebuild it as it
+		// checks.
+		FreelistType: bbolt.FreelistMapType, PreLoadFreelist: true,
 		NoStatistics: true,
 	})
 	switch {
@@ -194,16 +221,9 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 }
 
 // adopt takes over what the file holds.
-func (s *Store) adopt() error {
-	records, err := s.file.load()
-	if err != nil {
-		return &CorruptError{s.file.path, err}
-	}
+func (s *Store) adopt(records []*record) error {
 	for _, r := range records {
 		a := &r.attachment
-		if has := s.byTarget[identity(a.Target)]; has != nil || a.Key != "" && s.byKey[a.Key] != nil {
-			return &CorruptError{s.file.path, fmt.Errorf("attachment %s: its target or key is another's", a.ID)}
-		}
 		if a.Held && a.Removing == ReasonNone {
 			a.Removing, a.ReasonText = ReasonError, "the daemon ended before the attach was done"
 			a.Policy, a.Revision, r.inForce = policy.BlockAll(), Removal, nil
