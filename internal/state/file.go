@@ -40,8 +40,8 @@ var (
 // unless the attachment is on its way out: then none is needed.
 type stored struct {
 	Attachment
-	// InForce is the version to go back to if the kernel refuses the
-	// attachment's; absent: none, or that one.
+	// InForce is the version that the kernel was last seen to hold: what to
+	// go back to if it refuses the attachment's. Absent: it held none yet.
 	InForce *version `json:"in_force,omitempty"`
 }
 
@@ -53,7 +53,7 @@ type file struct {
 // save writes a, and the policies of the versions given. inForce may be nil; its
 // policy was given to an earlier save. Policies of other revisions go.
 func (f *file) save(a *Attachment, inForce *version, policies ...version) error {
-	if inForce != nil && (inForce.Revision == a.Revision || a.Removing != ReasonNone) {
+	if a.Removing != ReasonNone {
 		inForce = nil
 	}
 	value, err := json.Marshal(stored{*a, inForce})

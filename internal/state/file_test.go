@@ -94,15 +94,16 @@ func TestReopenBeforeRefusal(t *testing.T) {
 	good, late, bad := allowlist("10.0.0.0/8"), allowlist("10.1.0.0/16"), allowlist("192.0.2.0/24")
 	for _, tc := range []struct {
 		name string
-		do   func(t *testing.T, s *Store)
+		do   func(t *testing.T, s *Store) *Store
 		want *policy.Policy
 	}{
-		{"in force, then changed", func(t *testing.T, s *Store) {
+		{"in force, then changed", func(t *testing.T, s *Store) *Store {
 			mustApply(t, s, "id-1", good)
 			follow(t, s)
 			mustApply(t, s, "id-1", bad)
+			return s
 		}, good},
-		{"changed, then in force", func(t *testing.T, s *Store) {
+		{"changed, then in force", func(t *testing.T, s *Store) *Store {
 			mustApply(t, s, "id-1", good)
 			follow(t, s)
 			mustApply(t, s, "id-1", late)
@@ -111,14 +112,23 @@ func TestReopenBeforeRefusal(t *testing.T) {
 			if err := s.InForce(d); err != nil {
 				t.Fatal(err)
 			}
+			return s
 		}, late},
-		{"changed twice", func(t *testing.T, s *Store) {
+		{"changed twice", func(t *testing.T, s *Store) *Store {
 			mustApply(t, s, "id-1", good)
 			follow(t, s)
 			mustApply(t, s, "id-1", late)
 			mustApply(t, s, "id-1", bad)
+			return s
 		}, good},
-		{"and renamed", func(t *testing.T, s *Store) {
+		{"changed by the next daemon before it looked", func(t *testing.T, s *Store) *Store {
+			mustApply(t, s, "id-1", good)
+			follow(t, s)
+			s = reopen(t, s)
+			mustApply(t, s, "id-1", bad)
+			return s
+		}, good},
+		{"and renamed", func(t *testing.T, s *Store) *Store {
 			mustApply(t, s, "id-1", good)
 			follow(t, s)
 			mustApply(t, s, "id-1", bad)
@@ -127,12 +137,13 @@ func TestReopenBeforeRefusal(t *testing.T) {
 			if err := s.SetTarget("id-1", renamed); err != nil {
 				t.Fatal(err)
 			}
+			return s
 		}, good},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newStore(t)
 			mustCreate(t, s, attachment(1))
-			tc.do(t, s)
+			s = tc.do(t, s)
 			for range 2 {
 				s = reopen(t, s)
 				if a, _ := mustGet(t, s, "id-1"); !reflect.DeepEqual(a.Policy, bad) {

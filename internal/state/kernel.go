@@ -64,20 +64,21 @@ func (s *Store) Desired(id string) (Desired, error) {
 	return d, err
 }
 
-// InForce reports that the kernel holds d. An error means that it was not noted.
+// InForce reports that the kernel holds d. That too is written, unless it was
+// known: should a later change be refused, this is what to go back to, after a
+// crash too. An error means that it was not noted.
 func (s *Store) InForce(d Desired) error {
 	r, a, err := s.edit(d.ID)
 	if err != nil {
 		return nil //nolint:nilerr // gone: nobody asks any more
 	}
 	defer r.edit.Unlock()
-	if d.Removing || d.Revision < r.applied {
-		return nil
-	}
-	if a.Revision != d.Revision {
-		// It was changed meanwhile. Should the change be refused, this is
-		// what to go back to, after a crash too.
-		if err := s.file.save(&a, &d.version, d.version); err != nil {
+	if a.Removing == ReasonNone && (r.inForce == nil || r.inForce.Revision != d.Revision) {
+		var policies []version
+		if a.Revision != d.Revision { // else it is in the file
+			policies = append(policies, d.version)
+		}
+		if err := s.file.save(&a, &d.version, policies...); err != nil {
 			return err
 		}
 	}
@@ -125,7 +126,7 @@ func (s *Store) Refused(d Desired, why error) (back bool, err error) {
 	back = r.inForce != nil && r.inForce.Revision != a.Revision
 	if back {
 		a = a.with(*r.inForce)
-		if err := s.file.save(&a, nil); err != nil {
+		if err := s.file.save(&a, r.inForce); err != nil {
 			return false, err
 		}
 	}

@@ -29,8 +29,8 @@ type record struct {
 	// after a refusal.
 	last Revision
 
-	// inForce is the newest version known to have been in force, to go back
-	// to; nil: none. After a start it is from the file, and applied is 0.
+	// inForce is the version that the kernel was last seen to hold, to go
+	// back to; nil: none. After a start it is from the file, and applied is 0.
 	inForce *version
 	applied Revision // of inForce, when this daemon saw it; else 0
 	refused []refusal
