@@ -107,6 +107,7 @@ func (d *Daemon) Command(args ...string) *exec.Cmd {
 			cmd.Env = append(cmd.Env, pair)
 		}
 	}
-	cmd.Env = append(append(cmd.Env, "NETFENCE_SOCKET="+d.Socket), d.Env...)
+	// With the race detector a program waits a second before it exits, unless told otherwise.
+	cmd.Env = append(append(cmd.Env, "GORACE=atexit_sleep_ms=0", "NETFENCE_SOCKET="+d.Socket), d.Env...)
 	return cmd
 }
