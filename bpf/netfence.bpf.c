@@ -13,8 +13,8 @@
  * _l2 is for devices with a link-layer header, _l3 for those without (tun).
  */
 #include "flow.h"
+#include "kernel.h"
 #include "loopback.h"
-#include "netns.h"
 
 #define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
 #define TC_DROP 2 /* TC_ACT_SHOT */
@@ -59,6 +59,8 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 	reason = parse(skb, headerless, &p);
 	if (reason)
 		return reason;
+	if (rewrites_itself(skb, &p))
+		return REASON_MALFORMED;
 	if (configures(&p))
 		return REASON_NONE;
 	if (is_loopback(&p.dst))

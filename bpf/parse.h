@@ -46,7 +46,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 arp;
-	__u16 pad;
+	__u16 transport; /* offset of what follows the network header */
 };
 
 static __always_inline void set_ipv4(struct address *a, __be32 ipv4)
@@ -80,6 +80,11 @@ static __always_inline const void *header(struct __sk_buff *skb, __u32 offset, _
 static __always_inline enum reason parse_transport(struct __sk_buff *skb, __u32 offset,
 						   struct packet *p)
 {
+	p->transport = offset;
+	if (p->fragment) {
+		p->portless = 1;
+		return REASON_NONE;
+	}
 	if (p->protocol == IPPROTO_TCP) {
 		__u8 copy[14];
 		const __u8 *tcp = header(skb, offset, sizeof(copy), copy);
@@ -184,10 +189,6 @@ __attribute__((noinline)) int parse_ipv4(struct __sk_buff *skb, __u32 offset, st
 		if (reason)
 			return reason;
 	}
-	if (p->fragment) {
-		p->portless = 1;
-		return REASON_NONE;
-	}
 	return parse_transport(skb, offset + size, p);
 }
 
@@ -276,11 +277,7 @@ __attribute__((noinline)) int parse_ipv6(struct __sk_buff *skb, __u32 offset, st
 	p->fragment = walk.fragment;
 	if (walk.reason)
 		return walk.reason;
-	if (walk.fragment) {
-		p->portless = 1;
-		return REASON_NONE;
-	}
-	if (is_extension(walk.protocol))
+	if (is_extension(walk.protocol) && !walk.fragment)
 		return REASON_EXTENSION_HEADERS;
 	return parse_transport(skb, walk.offset, p);
 }
@@ -324,6 +321,7 @@ static __always_inline enum reason parse_frame(struct __sk_buff *skb, struct pac
 		return REASON_VLAN_DEPTH;
 	if (protocol == bpf_htons(ETH_P_ARP)) {
 		p->arp = 1;
+		p->transport = offset;
 		return REASON_NONE;
 	}
 	return parse_network(skb, protocol, offset, p);
