@@ -35,9 +35,9 @@
 struct packet {
 	struct address src;
 	struct address dst;
+	__u32 length; /* bytes from the network header on: those there are, whatever it claims */
 	__u16 src_port; /* host order; ICMP echo: the identifier */
 	__u16 dst_port;
-	__u16 length; /* bytes from the network header on, as the header says */
 	__u8 protocol;
 	__u8 hop_limit;
 	__u8 portless; /* no ports: another protocol, or not the first fragment */
@@ -47,6 +47,7 @@ struct packet {
 	__u8 icmp_type;
 	__u8 arp;
 	__u16 transport; /* offset of what follows the network header */
+	__u16 pad;
 };
 
 static __always_inline void set_ipv4(struct address *a, __be32 ipv4)
@@ -181,7 +182,7 @@ __attribute__((noinline)) int parse_ipv4(struct __sk_buff *skb, __u32 offset, st
 	set_ipv4(&p->dst, ip->daddr);
 	p->protocol = ip->protocol;
 	p->hop_limit = ip->ttl;
-	p->length = bpf_ntohs(ip->tot_len);
+	p->length = skb->len - offset;
 	p->fragment = !!(ip->frag_off & bpf_htons(FRAGMENT_OFFSET_IPV4));
 	if (size > sizeof(copy)) {
 		enum reason reason = parse_options(skb, offset + sizeof(copy), size - sizeof(copy));
@@ -263,7 +264,7 @@ __attribute__((noinline)) int parse_ipv6(struct __sk_buff *skb, __u32 offset, st
 	__builtin_memcpy(&p->dst, &ip->daddr, sizeof(p->dst));
 	p->protocol = ip->nexthdr;
 	p->hop_limit = ip->hop_limit;
-	p->length = bpf_ntohs(ip->payload_len) + sizeof(copy);
+	p->length = skb->len - offset;
 	offset += sizeof(copy);
 
 	if (!is_extension(p->protocol))

@@ -48,7 +48,9 @@ func TestPackets(t *testing.T) {
 	replace(t, d, id, packetPolicy())
 
 	v4 := func(h ipv4, payload []byte) []byte { return frame(h.packet(payload), etherIPv4) }
-	v6 := func(h ipv6, payload []byte) []byte { return frame(h.packet(payload), etherIPv6) }
+	v6 := func(h ipv6, payload []byte, trailer ...[]byte) []byte {
+		return frame(join(h.packet(payload), join(trailer...)), etherIPv6)
+	}
 	const ok = ""
 	for _, tt := range []struct {
 		name   string
@@ -115,6 +117,7 @@ func TestPackets(t *testing.T) {
 		{"neighbour solicitation from afar", v6(ipv6{dst: "ff02::1:ff00:1", proto: protoICMPv6, hops: 254}, icmp(135, 0)), "no-rule"},
 		{"neighbour solicitation elsewhere", v6(ipv6{dst: "2001:db9::1", proto: protoICMPv6, hops: 255}, icmp(135, 0)), "no-rule"},
 		{"neighbour solicitation with a payload", v6(ipv6{dst: "fe80::1", proto: protoICMPv6, hops: 255}, join(icmp(135, 0), make([]byte, 300))), "no-rule"},
+		{"neighbour solicitation with more behind it", v6(ipv6{dst: "fe80::1", proto: protoICMPv6, hops: 255}, icmp(135, 0), make([]byte, 300)), "no-rule"},
 		{"router advertisement", v6(ipv6{dst: "ff02::1", proto: protoICMPv6, hops: 255}, icmp(134, 0)), "no-rule"},
 		{"mld report", v6(ipv6{dst: "ff02::16", proto: protoHopByHop, hops: 1}, join([]byte{protoICMPv6, 0, 5, 2, 0, 0, 1, 0}, icmp(143, 0))), ok},
 	} {
