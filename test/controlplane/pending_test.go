@@ -49,7 +49,7 @@ func TestAckTimeoutZero(t *testing.T) {
 // Nobody to ask: the attach fails at once and leaves nothing.
 func TestUnreachableFails(t *testing.T) {
 	t.Parallel()
-	d, p := start(t, nil, builtFromPublished, "NETFENCE_CONTROL_PLANE_SUBSCRIBE_ACK_TIMEOUT=1h")
+	d, p := start(t, nil, builtFromPublished, longAck)
 	p.Stop()
 	testenv.Eventually(t, "loss of the control plane", func() bool { return d.Status(t).ControlPlaneState != "connected" })
 	before := traces(t, d)

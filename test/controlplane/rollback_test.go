@@ -58,7 +58,7 @@ func TestAckTimeout(t *testing.T) {
 // A refused acknowledgement fails the attach at once, however long the timeout.
 func TestRefusedAck(t *testing.T) {
 	t.Parallel()
-	d, p := start(t, nil, builtFromPublished, "NETFENCE_CONTROL_PLANE_SUBSCRIBE_ACK_TIMEOUT=1h")
+	d, p := start(t, nil, builtFromPublished, longAck)
 	cgroup := testenv.NewCgroup(t).Path
 	before := traces(t, d)
 	for _, ack := range []string{
