@@ -76,6 +76,7 @@ static __always_inline int interface_outbound(struct __sk_buff *skb, int headerl
 	__u64 identity = interface_identity(skb);
 	enum reason reason = interface_verdict(skb, identity, headerless);
 
+	skb->tc_index = IDENTITY_ATTACHMENT(identity); /* see interface_inbound */
 	count(IDENTITY_ATTACHMENT(identity), reason, skb->len);
 	return reason ? TC_DROP : TC_PASS;
 }
@@ -90,13 +91,20 @@ static __always_inline int is_exempt(struct __sk_buff *skb)
 	return sk && bpf_sk_storage_get(&nf_exempt, sk, NULL, 0);
 }
 
+/*
+ * The host may send back what the workload has sent, to an address that a rule
+ * allows and that is the workload's own: with any source it likes. The mark that
+ * it got on the way in, 16 bits that the kernel carries along and that only queueing
+ * disciplines have had a use for, tells it from what somebody else has sent.
+ */
 static __always_inline int interface_inbound(struct __sk_buff *skb, int headerless)
 {
 	__u64 identity = interface_identity(skb);
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
 
-	if (identity && WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_REPLIES &&
+	if (identity && skb->tc_index != IDENTITY_ATTACHMENT(identity) &&
+	    WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_REPLIES &&
 	    !parse(skb, headerless, &p) && !p.arp)
 		flow_inbound(identity, &p, 0);
 	return TC_PASS;
