@@ -78,10 +78,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.listener, err = localapi.Listen(ctx, d.config.Socket); err != nil {
 		return err
 	}
-	if d.store, err = openStore(d.config, d.log); err != nil {
+	if err = datapath.EnsureBPFFS(d.config.BPFDir); err != nil {
 		return err
 	}
-	if err = datapath.EnsureBPFFS(d.config.BPFDir); err != nil {
+	if d.store, err = openStore(d.config, d.log); err != nil {
 		return err
 	}
 	d.kernel, err = datapath.Open(datapath.Config{
