@@ -11,7 +11,6 @@ import (
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/testenv"
-	"github.com/netfence/netfence/test/harness"
 )
 
 // TestAttachUnderLoad attaches workloads that send without pause. From the moment the filter is there, not one packet
@@ -70,8 +69,7 @@ func (s *scene) attachUnderLoad(t *testing.T, p *plane, from *testenv.Workload, 
 		}
 	}
 
-	attached := make(chan harness.Result, 1)
-	go func() { attached <- s.Run(t, append([]string{"attach"}, args...)...) }()
+	attached := s.Go(t, append([]string{"attach"}, args...)...)
 	subscribed := Await(t, p, (*netfencev1.DaemonEvent).GetSubscribed)
 	since := testenv.Monotonic() // the filter comes before the question
 	id := subscribed.GetId()

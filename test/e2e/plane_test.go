@@ -14,7 +14,6 @@ import (
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/testenv"
-	"github.com/netfence/netfence/test/harness"
 )
 
 // plane is a control plane that decides nothing: the test hears every event and sends every command but the SyncAck.
@@ -130,8 +129,7 @@ func (p *plane) Command(t *testing.T, command *netfencev1.ControlCommand) *netfe
 // attachBy attaches under block-all of the control plane.
 func (s *scene) attachBy(t *testing.T, p *plane, args ...string) string {
 	t.Helper()
-	attached := make(chan harness.Result, 1)
-	go func() { attached <- s.Run(t, append([]string{"attach"}, args...)...) }()
+	attached := s.Go(t, append([]string{"attach"}, args...)...)
 	id := Await(t, p, (*netfencev1.DaemonEvent).GetSubscribed).GetId()
 	p.Send(t, ack(id, blockAll))
 	if r := <-attached; r.Code != 0 || strings.TrimSpace(r.Stdout) != id {

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/test/harness"
+)
+
+// TestBrokenPolicyAtStart blocks new attachments, since a laxer file must not decide in its place, and leaves the
+// existing ones what they have.
+func TestBrokenPolicyAtStart(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	cg := testenv.NewCgroup(t)
+	s.Policy(t, "strict.yaml", "priority: 10\n"+strings.TrimPrefix(tablePolicy, "\n"))
+	s.Policy(t, "lax.yaml", "mode: disabled\n")
+	s.Start(t)
+	s.Attach(t, "--interface", s.Link)
+	s.Stop(t)
+	s.Policy(t, "strict.yaml", "priority: 10\nmode: [\n")
+	s.Start(t)
+	before := s.standing(t)
+	fails(t, s.Run(t, "attach", "--cgroup", cg.Path), 1, "strict.yaml")
+	if after := s.standing(t); !reflect.DeepEqual(before, after) {
+		t.Errorf("before %+v\nafter  %+v", before, after)
+	}
+	if problems := s.Status(t).Problems; len(problems) != 1 || !strings.Contains(problems[0], "strict.yaml") {
+		t.Errorf("problems: %v", problems)
+	}
+	s.check(t, s.Inside, table, silent)
+	s.Policy(t, "strict.yaml", "priority: 10\nmode: block-all\n")
+	testenv.Eventually(t, "no problem", func() bool { return len(s.Status(t).Problems) == 0 })
+	s.Attach(t, "--cgroup", cg.Path)
+	testenv.Eventually(t, "the mended policy for both", func() bool {
+		return !slices.ContainsFunc(s.List(t), func(a harness.Attachment) bool { return a.Mode != "block-all" })
+	})
+}
+
+// TestRefusedStart says why in its last line, touches nothing of what is there, and what is filtered stays so.
+func TestRefusedStart(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	s.Policy(t, "table.yaml", tablePolicy)
+	s.Start(t)
+	s.Attach(t, "--interface", s.Link)
+	fs := s.floods(t, "interface", s.Inside, 10)
+
+	t.Run("second daemon", func(t *testing.T) {
+		s.unchanged(t, func() {
+			fails(t, s.start(t), 1, filepath.Join(s.RunDir, "lock"), "another netfenced holds it")
+		})
+	})
+	t.Run("socket in use", func(t *testing.T) {
+		other := harness.New(t, s.Host)
+		other.Env = append(other.Env, "NETFENCE_SOCKET="+s.Socket)
+		s.unchanged(t, func() {
+			fails(t, ends(t, other.Go(t, "start", "--config", other.Config)), 1, "socket "+s.Socket, "another daemon answers there")
+		})
+		if _, err := os.Stat(other.BPFDir); !os.IsNotExist(err) {
+			t.Errorf("it has pinned something: %v", err)
+		}
+	})
+
+	s.Stop(t)
+	pins := s.bpf(t)
+	good, err := os.ReadFile(s.stateFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	garbage := bytes.Repeat([]byte("not a database "), 4096)
+	for name, test := range map[string]struct {
+		spoil func(t *testing.T)
+		state []byte // that has to be there afterwards
+		start func(t *testing.T) harness.Result
+		want  []string
+	}{
+		"state file is garbage": {func(t *testing.T) { s.writeState(t, garbage) }, garbage, s.start, []string{s.stateFile()}},
+		"state file is cut off": {func(t *testing.T) { s.writeState(t, good[:len(good)/2]) }, good[:len(good)/2], s.start, []string{s.stateFile()}},
+		"no root":               {func(*testing.T) {}, good, s.startAsNobody, []string{"missing privileges", "CAP_BPF", "run as root"}},
+		"unknown key": {func(*testing.T) {}, good, func(t *testing.T) harness.Result {
+			return s.startWith(t, "sockt: /tmp/x.sock\n")
+		}, []string{"unknown key sockt", "did you mean socket?"}},
+		"no bpffs": {func(t *testing.T) {}, good, func(t *testing.T) harness.Result {
+			return s.startWith(t, "bpf_dir: "+t.TempDir()+"\n")
+		}, []string{"not on a bpffs", "mount"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.spoil(t)
+			fails(t, test.start(t), 1, test.want...)
+			if now, err := os.ReadFile(s.stateFile()); err != nil || !bytes.Equal(now, test.state) {
+				t.Errorf("the state file was changed: %d bytes, were %d, %v", len(now), len(test.state), err)
+			}
+			if now := s.bpf(t); !slices.Equal(now, pins) {
+				t.Errorf("pinned before %v\nafter %v", pins, now)
+			}
+			s.flowing(t, fs)
+			s.writeState(t, good)
+		})
+	}
+	s.Start(t)
+	if list := s.List(t); len(list) != 1 {
+		t.Errorf("list: %+v", list)
+	}
+	s.end(t, fs)
+	s.check(t, s.Inside, table, silent)
+}
+
+// TestLostState leaves everything filtered as it was, says so, and is mended by detaching all.
+func TestLostState(t *testing.T) {
+	for name, lose := range map[string]func(s *scene, t *testing.T){
+		"removed": func(s *scene, t *testing.T) {
+			if err := os.Remove(s.stateFile()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		// A daemon that was killed when it had just made the file leaves it so.
+		"empty": func(s *scene, t *testing.T) { s.writeState(t, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, testenv.VethDevice)
+			s.Policy(t, "policy.yaml", restartPolicy)
+			s.Start(t)
+			id := s.Attach(t, "--interface", s.Link)
+			fs := s.floods(t, "interface", s.Inside, 10)
+			s.Stop(t)
+			lose(s, t)
+			s.Start(t)
+			if problems := s.Status(t).Problems; len(problems) != 1 || !strings.Contains(problems[0], id) ||
+				!strings.Contains(problems[0], "detach --all") {
+				t.Errorf("problems: %v", problems)
+			}
+			s.flowing(t, fs)
+			s.onlyPinned(t, id)
+			s.end(t, fs)
+
+			s.Must(t, "detach", "--all")
+			s.onlyPinned(t)
+			if problems := s.Status(t).Problems; len(problems) != 0 {
+				t.Errorf("problems: %v", problems)
+			}
+			s.check(t, s.Inside, all(true), nil)
+			s.Attach(t, "--interface", s.Link)
+		})
+	}
+}
+
+func (s *scene) writeState(t *testing.T, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(s.stateFile(), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *scene) start(t *testing.T) harness.Result {
+	t.Helper()
+	return ends(t, s.Go(t, "start", "--config", s.Config))
+}
+
+// ends waits for a daemon that has to refuse to run.
+func ends(t *testing.T, result <-chan harness.Result) harness.Result {
+	t.Helper()
+	select {
+	case r := <-result:
+		return r
+	case <-time.After(testenv.Patience):
+		t.Fatal("the daemon runs")
+		panic("unreachable")
+	}
+}
+
+// startWith starts with the daemon's configuration and more.
+func (s *scene) startWith(t *testing.T, more string) harness.Result {
+	t.Helper()
+	base, err := os.ReadFile(s.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range strings.Lines(more) {
+		key, _, _ := strings.Cut(key, ":")
+		var kept []string
+		for line := range strings.Lines(string(base)) {
+			if !strings.HasPrefix(line, key+":") {
+				kept = append(kept, line)
+			}
+		}
+		base = []byte(strings.Join(kept, ""))
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, append(base, more...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return ends(t, s.Go(t, "start", "--config", path))
+}
+
+func (s *scene) startAsNobody(t *testing.T) harness.Result {
+	t.Helper()
+	env := s.Env
+	defer func() { s.Env = env }()
+	s.Env = append(slices.Clone(env), "NETFENCE_RUN_DIR="+s.RunDir, "NETFENCE_BPF_DIR="+s.BPFDir, "NETFENCE_DATA_DIR="+filepath.Join(s.Dir, "data"))
+	return s.asNobody(t, "start")
+}
