@@ -31,11 +31,16 @@ struct sk_buff {
 	__u16 csum_start; /* from head */
 	__u16 csum_offset; /* from there */
 	__u8 ip_summed : 2;
+	unsigned long _skb_refdst; /* struct dst_entry *, and a flag in the lowest bit */
+};
+struct rtable { /* begins with a struct dst_entry */
+	__u16 rt_type;
 };
 #pragma clang attribute pop
 
 /* Linux 6.2 */
 extern void *bpf_cast_to_kern_ctx(void *context) __ksym;
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
 
 /*
  * Whose packet it is begins with where its device is. bpf_get_netns_cookie at tc
@@ -83,6 +88,16 @@ static __always_inline int rewrites_itself(struct __sk_buff *context, const stru
 		return 0;
 	at = (int)(skb->head - skb->data) + skb->csum_start + skb->csum_offset;
 	return at < p->transport + judged_bytes(p);
+}
+
+/* ipv4_route_type is RTN_*, of an IPv4 packet that has been routed. */
+static __always_inline __u16 ipv4_route_type(struct __sk_buff *context)
+{
+	struct sk_buff *skb = bpf_cast_to_kern_ctx(context);
+	struct rtable *route = bpf_rdonly_cast((void *)(skb->_skb_refdst & ~1UL),
+					       bpf_core_type_id_kernel(struct rtable));
+
+	return route->rt_type;
 }
 
 #endif
