@@ -162,6 +162,15 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 	return 1;
 }
 
+/* flows_serve: silence of the rules is a denial, and replies are excepted. */
+static __always_inline int flows_serve(__u64 word, int loopback)
+{
+	if (!(word & WORD_REPLIES))
+		return 0;
+	/* on lo, the default of denylist is closed too */
+	return WORD_MODE(word) == MODE_ALLOWLIST || (loopback && WORD_MODE(word) == MODE_DENYLIST);
+}
+
 /* flow_outlived: its time is over, or the policy in force denies the peer. */
 static __always_inline int flow_outlived(const struct flow_key *key, const struct flow *flow,
 					 __u64 now)
@@ -172,7 +181,7 @@ static __always_inline int flow_outlived(const struct flow_key *key, const struc
 	if (flow->deadline <= now)
 		return 1;
 	word = policy_word(flow->attachment);
-	if (WORD_MODE(word) != MODE_ALLOWLIST || !(word & WORD_REPLIES))
+	if (!flows_serve(word, key->loopback))
 		return 1;
 	p.dst = key->remote;
 	p.protocol = key->protocol;
@@ -188,9 +197,9 @@ static long flow_visit(struct bpf_map *map, const struct flow_key *key, struct f
 {
 	struct flow_key copy = *key;
 
-	if (query->attachment ? flow->attachment == query->attachment &&
-					flow_outlived(key, flow, bpf_ktime_get_boot_ns()) :
-				flow->deadline <= bpf_ktime_get_boot_ns()) {
+	if (query->attachment && flow->attachment != query->attachment)
+		return 0;
+	if (flow_outlived(key, flow, bpf_ktime_get_boot_ns())) {
 		flow_end(&copy, flow->attachment);
 		query->ended++;
 	}

@@ -103,8 +103,7 @@ static __always_inline int interface_inbound(struct __sk_buff *skb, int headerle
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
 
-	if (identity && skb->tc_index != IDENTITY_ATTACHMENT(identity) &&
-	    WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_REPLIES &&
+	if (identity && skb->tc_index != IDENTITY_ATTACHMENT(identity) && flows_serve(word, 0) &&
 	    !parse(skb, headerless, &p) && !p.arp)
 		flow_inbound(identity, &p, 0);
 	return TC_PASS;
@@ -195,10 +194,7 @@ int nf_cg_ingress(struct __sk_buff *skb)
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
 	struct packet p = {};
 
-	/* on lo, a reply flow serves denylist too: its default there is closed */
-	if (identity && word & WORD_REPLIES &&
-	    (WORD_MODE(word) == MODE_ALLOWLIST || (loopback && WORD_MODE(word) == MODE_DENYLIST)) &&
-	    !parse_network(skb, skb->protocol, 0, &p))
+	if (identity && flows_serve(word, loopback) && !parse_network(skb, skb->protocol, 0, &p))
 		flow_inbound(identity, &p, loopback);
 	return SK_PASS_PACKET;
 }
@@ -277,7 +273,7 @@ int nf_sendmsg6(struct bpf_sock_addr *ctx)
 	return early_verdict6(ctx);
 }
 
-/* Run by the daemon: ends the flows of one attachment that outlived a change, or all expired. */
+/* Run by the daemon: ends the flows, of one attachment or of all, that are over. */
 SEC("syscall")
 int nf_flows_end(struct flows_query *ctx)
 {

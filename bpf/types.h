@@ -160,7 +160,7 @@ struct flow {
 
 /* Argument of the program that ends flows. */
 struct flows_query {
-	__u32 attachment; /* 0: all, and only the expired ones */
+	__u32 attachment; /* 0: all */
 	__u32 ended; /* out: how many */
 };
 

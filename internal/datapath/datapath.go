@@ -35,8 +35,8 @@ import (
 // maxAttachments is how many attachments the maps hold; index 0 is nobody.
 const maxAttachments = uint32(bpfLimitMAX_ATTACHMENTS)
 
-// sweepInterval is how often expired reply flows give their room back. They
-// permit nothing after their deadline, swept or not.
+// sweepInterval is how often reply flows that are over give their room back.
+// They permit nothing after their deadline, swept or not.
 const sweepInterval = 10 * time.Second
 
 var (
@@ -141,7 +141,7 @@ func (d *Datapath) lock(id string) *attachment {
 	return a
 }
 
-// sweep ends expired flows until ctx is done.
+// sweep ends flows that are over until ctx is done.
 func (d *Datapath) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()

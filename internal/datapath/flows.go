@@ -9,9 +9,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// endFlows ends the reply flows of an attachment that the policy in force does
-// not permit, or, for index 0, all that have expired. The kernel itself judges
-// each: no rule is read twice.
+// endFlows ends the reply flows of an attachment, or of all for index 0, that
+// have expired or that the policy in force does not permit. The kernel itself
+// judges each: no rule is read twice.
 func (d *Datapath) endFlows(index uint32) error {
 	if index != 0 {
 		var flows uint64

@@ -207,3 +207,31 @@ func TestNobodyListensOnlyAtLoopbackAddresses(t *testing.T) {
 		t.Errorf("before %+v, after %+v, %v", before, after, err)
 	}
 }
+
+// In denylist mode, too, what the host has opened to the workload through lo is a
+// reply flow, and stays one.
+func TestRepliesThroughLoopbackOutliveAPolicy(t *testing.T) {
+	denylist := &policy.Policy{Mode: policy.ModeDenylist}
+	d, id, cg, ns := hostWithCgroup(t, denylist)
+	testenv.StartWorkload(t, ns, cg).Serve(t, 7777)
+	conn := testenv.StartWorkload(t, ns, nil).Connect(t, netip.MustParseAddrPort("127.0.0.1:7777"))
+	if !conn.Echoes(t, testenv.Patience) {
+		t.Fatal("no echo through lo")
+	}
+	denylist.Deny = []policy.Rule{rule("192.0.2.0/24")}
+	replace(t, d, id, denylist)
+	if err := d.endFlows(0); err != nil {
+		t.Fatal(err)
+	}
+	if !conn.Echoes(t, testenv.Patience) {
+		t.Error("no echo through lo after a policy that does not speak of it")
+	}
+	if n := flows(t, d, id); n != 1 {
+		t.Errorf("%d flows, want 1", n)
+	}
+	denylist.Deny = []policy.Rule{rule("127.0.0.0/8")}
+	replace(t, d, id, denylist)
+	if n := flows(t, d, id); n != 0 {
+		t.Errorf("%d flows to a denied peer, want none", n)
+	}
+}

@@ -115,7 +115,10 @@ func (d *Datapath) adopt() error {
 	for _, a := range d.known {
 		a.slot = adopted[wordSlot(a.word)]
 	}
-	return d.updateLinks()
+	if err := d.updateLinks(); err != nil {
+		return err
+	}
+	return d.endFlows(0) // a crash may have come between a policy and the end of the flows that it denies
 }
 
 // updateLinks puts this daemon's programs under all pinned links.

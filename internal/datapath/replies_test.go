@@ -164,6 +164,41 @@ func TestReplyFlowsEnd(t *testing.T) {
 	ended("expired")
 }
 
+// A daemon can die between a policy and the end of the flows that it denies.
+func TestOpenEndsDeniedReplyFlows(t *testing.T) {
+	dir := pinDir(t)
+	d, err := Open(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg := vethTarget(t, "v0")
+	id := attachOnly(t, d, tg)
+	allowlist := &policy.Policy{Mode: policy.ModeAllowlist}
+	replace(t, d, id, allowlist)
+	run(t, d.bpf.NfInL2, tg, inbound(protoTCP, tcp(5000, 80, flagSYN)))
+	if err := d.close(d.known[id]); err != nil { // as far as Replace got
+		t.Fatal(err)
+	}
+	if n := flows(t, d, id); n != 1 {
+		t.Fatalf("%d flows, want 1", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	d = open(t, dir)
+	replace(t, d, id, allowlist)
+	if got := run(t, d.bpf.NfOutL2, tg, outbound(protoTCP, tcp(80, 5000, flagACK))); got != dropped {
+		t.Error("a flow that was denied before the crash is back")
+	}
+	if n := flows(t, d, id); n != 0 {
+		t.Errorf("%d flows are left", n)
+	}
+	if err := d.Detach(id); err != nil {
+		t.Error(err)
+	}
+}
+
 func expireFlows(t *testing.T, d *Datapath) {
 	t.Helper()
 	var keys []bpfFlowKey
