@@ -18,7 +18,8 @@ import (
 
 // Attach filters t under id, closed: block-all, until Replace says otherwise.
 // For an attachment that is there already it verifies the target and puts back
-// links that somebody else took away. A failed Attach leaves nothing behind.
+// what somebody else, or a Detach that failed, took away. A failed Attach leaves
+// nothing behind.
 //
 // It takes two waits for RCU on an interface (concurrent, 8 ms on an idle
 // kernel) and none on a cgroup.
@@ -106,16 +107,52 @@ func (d *Datapath) enter(a *attachment) error {
 		return fmt.Errorf("attachment record: %w", err)
 	}
 	if !isInterface(a.record) {
-		return nil
+		return nil // has no place to write it before the first link
 	}
-	key := bpfInterfaceKey{Netns: a.record.Scope, Ifindex: a.record.Ifindex}
-	if err := d.bpf.NfInterfaces.Update(&key, identity(a), ebpf.UpdateNoExist); err != nil {
-		if errors.Is(err, ebpf.ErrKeyExist) {
-			return errors.New("filtered already by another attachment")
-		}
-		return fmt.Errorf("interface identity: %w", full(err))
+	return d.own(a)
+}
+
+// own writes which attachment the target is, unless it is another's.
+func (d *Datapath) own(a *attachment) error {
+	claim := d.claimCgroup
+	if isInterface(a.record) {
+		claim = d.claimInterface
+	}
+	owner, err := claim(a)
+	if err != nil {
+		return err
+	}
+	if owner != identity(a) {
+		return errors.New("filtered already by another attachment")
 	}
 	return nil
+}
+
+// claimInterface returns whose the interface is, this attachment's if it was nobody's.
+func (d *Datapath) claimInterface(a *attachment) (owner uint64, err error) {
+	key := bpfInterfaceKey{Netns: a.record.Scope, Ifindex: a.record.Ifindex}
+	owner = identity(a)
+	err = d.bpf.NfInterfaces.Update(&key, owner, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		err = d.bpf.NfInterfaces.Lookup(&key, &owner)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("interface identity: %w", full(err))
+	}
+	return owner, nil
+}
+
+// claimCgroup likewise. The cgroup must have a link.
+func (d *Datapath) claimCgroup(a *attachment) (owner uint64, err error) {
+	err = d.bpf.NfCgroups.Lookup(a.record.Scope, &owner)
+	if err == nil && owner == 0 {
+		owner = identity(a)
+		err = d.bpf.NfCgroups.Put(a.record.Scope, owner)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("cgroup identity: %w", err)
+	}
+	return owner, nil
 }
 
 // hold puts the hooks on the target, the verdict before anything else.
@@ -125,11 +162,11 @@ func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target
 		for _, h := range hooks {
 			g.Go(func() error { return h.onInterface(dir, t.Ifindex) })
 		}
-		return vanished(g.Wait())
+		return g.Wait()
 	}
 	for _, h := range hooks {
 		if err := h.onCgroup(dir, t.Name); err != nil {
-			return vanished(err)
+			return err
 		}
 		if h.name != verdictHook {
 			continue
@@ -139,8 +176,8 @@ func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target
 		if err := d.holds(h, dir, a.record); err != nil {
 			return err
 		}
-		if err := d.bpf.NfCgroups.Put(a.record.Scope, identity(a)); err != nil {
-			return fmt.Errorf("cgroup identity: %w", err)
+		if err := d.own(a); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -178,11 +215,20 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	}
 	if len(lost) > 0 {
 		d.log.Warn("links were taken away, put back", "attachment", id, "links", len(lost))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("attach %s %s: pin directory: %w", t.Type, t.Name, err)
+		}
 		if err := d.hold(a, lost, dir, t); err != nil {
 			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 		}
 	}
-	return d.holds(hooks[0], dir, a.record)
+	if err := d.holds(hooks[0], dir, a.record); err != nil {
+		return err
+	}
+	if err := d.own(a); err != nil {
+		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+	}
+	return nil
 }
 
 // Detach ends an attachment. One that is not there is no error.
@@ -281,12 +327,4 @@ func (d *Datapath) disown(a *attachment) error {
 // identity is what the programs find for a target: who, and which life of it.
 func identity(a *attachment) uint64 {
 	return uint64(a.index) | uint64(a.record.Incarnation)<<32
-}
-
-// vanished recognises the kernel's ways to say that the target is no more.
-func vanished(err error) error {
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrVanished, err)
-	}
-	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // verdictHook is the link that drops packets, the first on and the last off.
@@ -59,7 +60,7 @@ func (d *Datapath) hooks(r bpfAttachment) []hook {
 func (h hook) hold(dir string, attach func() (link.Link, error)) error {
 	l, err := attach()
 	if err != nil {
-		return fmt.Errorf("link %s: %w", h.name, err)
+		return fmt.Errorf("link %s: %w", h.name, vanished(err))
 	}
 	if err := l.Pin(h.pin(dir)); err != nil {
 		return errors.Join(fmt.Errorf("pin link %s: %w", h.name, err), l.Close())
@@ -95,4 +96,12 @@ func missing(hooks []hook, dir string) ([]hook, error) {
 		}
 	}
 	return none, nil
+}
+
+// vanished recognises the kernel's ways to say that the target is no more.
+func vanished(err error) error {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrVanished, err)
+	}
+	return err
 }

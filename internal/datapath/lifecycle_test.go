@@ -213,21 +213,6 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 	}
 }
 
-func TestAttachPutsLinksBack(t *testing.T) {
-	d := open(t, pinDir(t))
-	tg := vethTarget(t, "v0")
-	id := attach(t, d, tg)
-	if err := os.Remove(filepath.Join(d.pins.attached(id), "replies")); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Attach(id, tg); err != nil {
-		t.Fatal(err)
-	}
-	if lost, err := missing(d.hooks(d.known[id].record), d.pins.attached(id)); err != nil || len(lost) > 0 {
-		t.Errorf("missing %v, %v", lost, err)
-	}
-}
-
 func TestVanishedTargets(t *testing.T) {
 	d := open(t, pinDir(t))
 
