@@ -19,23 +19,28 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// hostWithCgroup attaches a cgroup and returns a namespace for its processes, a
-// host of its own: 10.5.0.1 and a default route by d0.
-func hostWithCgroup(t *testing.T, p *policy.Policy) (d *Datapath, id string, cg *testenv.Cgroup, ns *testenv.NS) {
+// cgroupHost is a host of its own with an attached cgroup for its processes.
+type cgroupHost struct {
+	d       *Datapath
+	id      string
+	cg      *testenv.Cgroup
+	ns      *testenv.NS // 10.5.0.1, and a default route by d0
+	outside *testenv.NS // behind d0
+}
+
+func hostWithCgroup(t *testing.T, p *policy.Policy) cgroupHost {
 	t.Helper()
-	d = open(t, pinDir(t))
-	cg = testenv.NewCgroup(t)
-	tg, err := target.ResolveCgroup(cg.Path)
+	h := cgroupHost{d: open(t, pinDir(t)), cg: testenv.NewCgroup(t), ns: testenv.NewNS(t), outside: testenv.NewNS(t)}
+	tg, err := target.ResolveCgroup(h.cg.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	id = attach(t, d, tg)
-	replace(t, d, id, p)
-	ns = testenv.NewNS(t)
-	testenv.Veth(t, testenv.End{NS: ns, Name: "d0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.0.1/24")}},
-		testenv.End{NS: testenv.NewNS(t), Name: "d0"})
-	ns.Route(t, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}, "d0")
-	return d, id, cg, ns
+	h.id = attach(t, h.d, tg)
+	replace(t, h.d, h.id, p)
+	testenv.Veth(t, testenv.End{NS: h.ns, Name: "d0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.0.1/24")}},
+		testenv.End{NS: h.outside, Name: "d0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.0.2/24")}})
+	h.ns.Route(t, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}, "d0")
+	return h
 }
 
 // hostService is a UDP socket of the host's, on every address.
@@ -85,12 +90,12 @@ func nothingReached(t *testing.T, ns *testenv.NS, conn net.PacketConn) {
 // that as its own.
 func TestARuleForARemoteAddressIsNoneForTheHost(t *testing.T) {
 	const remote = "198.51.100.7"
-	_, _, cg, ns := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule(remote + "/32")}})
-	service := hostService(t, ns, 5555)
-	w := testenv.StartWorkload(t, ns, cg)
+	h := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule(remote + "/32")}})
+	service := hostService(t, h.ns, 5555)
+	w := testenv.StartWorkload(t, h.ns, h.cg)
 	for _, kind := range []testenv.ProbeKind{testenv.UDPSendto, testenv.UDPConnected} {
 		w.Probe(t, testenv.Probe{Kind: kind, To: netip.MustParseAddrPort(remote + ":5555"), Device: "lo"})
-		nothingReached(t, ns, service)
+		nothingReached(t, h.ns, service)
 	}
 }
 
@@ -120,14 +125,14 @@ var broadcastBesides = testenv.NewFunc("broadcast", func([]string) error {
 
 // One socket of one's own that hears a broadcast does not make the others own.
 func TestBroadcastThroughLoopbackReachesNotOnlyOwn(t *testing.T) {
-	_, _, cg, ns := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeDenylist})
-	service := hostService(t, ns, 5555)
+	h := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeDenylist})
+	service := hostService(t, h.ns, 5555)
 	cmd := broadcastBesides.Command()
-	testenv.Start(t, cmd, ns, cg)
+	testenv.Start(t, cmd, h.ns, h.cg)
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	nothingReached(t, ns, service)
+	nothingReached(t, h.ns, service)
 }
 
 // connectFrom connects from 127.0.0.1:4444 to the address and must not succeed.
@@ -150,11 +155,11 @@ var connectFrom = testenv.NewFunc("connect-from", func(args []string) error {
 // A SYN to a connection in TIME_WAIT is given to the listener, though the lookup
 // finds no socket for it.
 func TestTimeWaitHidesNoListener(t *testing.T) {
-	d, id, cg, ns := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeAllowlist})
-	l := ns.Listen(t, "tcp4", "127.0.0.1:5556")
+	h := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeAllowlist})
+	l := h.ns.Listen(t, "tcp4", "127.0.0.1:5556")
 	var client net.Conn
 	var err error
-	ns.Do(func() {
+	h.ns.Do(func() {
 		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:4444"))}
 		client, err = dialer.Dial("tcp4", l.Addr().String())
 	})
@@ -175,11 +180,11 @@ func TestTimeWaitHidesNoListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := connectFrom.Command(l.Addr().String())
-	testenv.Start(t, cmd, ns, cg)
+	testenv.Start(t, cmd, h.ns, h.cg)
 	if err := cmd.Wait(); err != nil {
 		t.Error("to a service of the host's with a connection in TIME_WAIT:", err)
 	}
-	if c, err := d.Counters(id); err != nil || c.PacketsAllowed != 0 {
+	if c, err := h.d.Counters(h.id); err != nil || c.PacketsAllowed != 0 {
 		t.Errorf("%d packets passed, %v", c.PacketsAllowed, err)
 	}
 }
@@ -187,14 +192,14 @@ func TestTimeWaitHidesNoListener(t *testing.T) {
 // A transparent proxy takes connections to addresses that no socket has: on lo,
 // where nobody is seen to listen, only the loopback addresses pass.
 func TestNobodyListensOnlyAtLoopbackAddresses(t *testing.T) {
-	d, id, cg, ns := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeDenylist})
-	ns.Own(t, netip.MustParsePrefix("203.0.113.0/24"))
-	w := testenv.StartWorkload(t, ns, cg)
+	h := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeDenylist})
+	h.ns.Own(t, netip.MustParsePrefix("203.0.113.0/24"))
+	w := testenv.StartWorkload(t, h.ns, h.cg)
 	refused := testenv.Probe{Kind: testenv.TCP, To: netip.MustParseAddrPort("127.1.0.1:80")}
 	if out := w.Probe(t, refused); out.Errno != unix.ECONNREFUSED {
 		t.Errorf("nobody at 127.1.0.1: %s, want ECONNREFUSED", out)
 	}
-	before, err := d.Counters(id)
+	before, err := h.d.Counters(h.id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +207,7 @@ func TestNobodyListensOnlyAtLoopbackAddresses(t *testing.T) {
 	if out := w.Probe(t, proxied); out.Answered || out.Errno == unix.ECONNREFUSED {
 		t.Errorf("through lo to 203.0.113.9: %s", out)
 	}
-	after, err := d.Counters(id)
+	after, err := h.d.Counters(h.id)
 	if err != nil || after.PacketsAllowed != before.PacketsAllowed || after.Drops["loopback"] == before.Drops["loopback"] {
 		t.Errorf("before %+v, after %+v, %v", before, after, err)
 	}
@@ -212,26 +217,26 @@ func TestNobodyListensOnlyAtLoopbackAddresses(t *testing.T) {
 // reply flow, and stays one.
 func TestRepliesThroughLoopbackOutliveAPolicy(t *testing.T) {
 	denylist := &policy.Policy{Mode: policy.ModeDenylist}
-	d, id, cg, ns := hostWithCgroup(t, denylist)
-	testenv.StartWorkload(t, ns, cg).Serve(t, 7777)
-	conn := testenv.StartWorkload(t, ns, nil).Connect(t, netip.MustParseAddrPort("127.0.0.1:7777"))
+	h := hostWithCgroup(t, denylist)
+	testenv.StartWorkload(t, h.ns, h.cg).Serve(t, 7777)
+	conn := testenv.StartWorkload(t, h.ns, nil).Connect(t, netip.MustParseAddrPort("127.0.0.1:7777"))
 	if !conn.Echoes(t, testenv.Patience) {
 		t.Fatal("no echo through lo")
 	}
 	denylist.Deny = []policy.Rule{rule("192.0.2.0/24")}
-	replace(t, d, id, denylist)
-	if err := d.endFlows(0); err != nil {
+	replace(t, h.d, h.id, denylist)
+	if err := h.d.endFlows(0); err != nil {
 		t.Fatal(err)
 	}
 	if !conn.Echoes(t, testenv.Patience) {
 		t.Error("no echo through lo after a policy that does not speak of it")
 	}
-	if n := flows(t, d, id); n != 1 {
+	if n := flows(t, h.d, h.id); n != 1 {
 		t.Errorf("%d flows, want 1", n)
 	}
 	denylist.Deny = []policy.Rule{rule("127.0.0.0/8")}
-	replace(t, d, id, denylist)
-	if n := flows(t, d, id); n != 0 {
+	replace(t, h.d, h.id, denylist)
+	if n := flows(t, h.d, h.id); n != 0 {
 		t.Errorf("%d flows to a denied peer, want none", n)
 	}
 }
