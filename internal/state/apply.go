@@ -59,12 +59,16 @@ func (s *Store) Create(a Attachment) (Attachment, Revision, error) {
 	if err := s.checkFree(&a); err != nil {
 		return Attachment{}, 0, err
 	}
-	if err := s.file.save(&a, nil, a.version()); err != nil {
+	r := &record{attachment: a, compiled: compiled, last: a.Revision}
+	v := a.version()
+	if p.Mode == policy.ModeBlockAll {
+		r.inForce = &v // as every attachment begins: known without a look
+	}
+	if err := s.file.save(&a, r.inForce, v); err != nil {
 		return Attachment{}, 0, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &record{attachment: a, compiled: compiled, last: a.Revision}
 	s.insert(r)
 	s.notify(r)
 	return a, a.Revision, nil

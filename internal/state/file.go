@@ -14,14 +14,15 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// The file is a bbolt database with three buckets:
+// The file is a bbolt database with two buckets:
 //
 //	meta         format → "1", boot_id → the boot whose state it is
 //	attachments  id → JSON of stored
-//	policies     id, '/' (in no id), revision (64 bits, big-endian) → JSON of policy.Policy
+//	             id, '/', revision (64 bits, big-endian) → JSON of policy.Policy
 //
-// A policy may be megabytes and is written once; the records around it are small
-// and written often. One transaction writes all that one change changes. There
+// There is no slash in an id, so an attachment and its policies stand together. A
+// policy may be megabytes and is written once; the record before it is small and
+// written often. One transaction writes all that one change changes. There
 // is no fsync: a crash of the daemon loses no write, and a crash of the kernel
 // ends the boot and thereby what the file speaks of.
 
@@ -30,7 +31,6 @@ const format = "1"
 var (
 	metaBucket        = []byte("meta")
 	attachmentsBucket = []byte("attachments")
-	policiesBucket    = []byte("policies")
 
 	formatKey = []byte("format")
 	bootIDKey = []byte("boot_id")
@@ -67,7 +67,7 @@ func (f *file) save(a *Attachment, inForce *version, policies ...version) error 
 		}
 	}
 	err = f.db.Update(func(tx *bbolt.Tx) error {
-		bucket := tx.Bucket(policiesBucket)
+		bucket := tx.Bucket(attachmentsBucket)
 		for i, v := range policies {
 			if err := bucket.Put(policyKey(a.ID, v.Revision), encoded[i]); err != nil {
 				return err
@@ -83,7 +83,7 @@ func (f *file) save(a *Attachment, inForce *version, policies ...version) error 
 		if err := dropPolicies(bucket, a.ID, keep...); err != nil {
 			return err
 		}
-		return tx.Bucket(attachmentsBucket).Put([]byte(a.ID), value)
+		return bucket.Put([]byte(a.ID), value)
 	})
 	if err != nil {
 		return f.fail("write", err)
@@ -94,10 +94,11 @@ func (f *file) save(a *Attachment, inForce *version, policies ...version) error 
 // remove forgets an attachment.
 func (f *file) remove(id string) error {
 	err := f.db.Update(func(tx *bbolt.Tx) error {
-		if err := dropPolicies(tx.Bucket(policiesBucket), id); err != nil {
+		bucket := tx.Bucket(attachmentsBucket)
+		if err := dropPolicies(bucket, id); err != nil {
 			return err
 		}
-		return tx.Bucket(attachmentsBucket).Delete([]byte(id))
+		return bucket.Delete([]byte(id))
 	})
 	if err != nil {
 		return f.fail("write", err)
@@ -119,10 +120,13 @@ func (f *file) fail(operation string, err error) error {
 // load reads every attachment.
 func load(tx *bbolt.Tx) ([]*record, error) {
 	var records []*record
-	policies := tx.Bucket(policiesBucket)
+	bucket := tx.Bucket(attachmentsBucket)
 	keys, targets := make(map[string]bool), make(map[target.Target]bool)
-	err := tx.Bucket(attachmentsBucket).ForEach(func(id, value []byte) error {
-		r, err := loadRecord(string(id), value, policies)
+	err := bucket.ForEach(func(id, value []byte) error {
+		if bytes.IndexByte(id, '/') >= 0 {
+			return nil // a policy, which its record asks for
+		}
+		r, err := loadRecord(string(id), value, bucket)
 		if err != nil {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
@@ -137,7 +141,7 @@ func load(tx *bbolt.Tx) ([]*record, error) {
 	return records, err
 }
 
-func loadRecord(id string, value []byte, policies *bbolt.Bucket) (*record, error) {
+func loadRecord(id string, value []byte, bucket *bbolt.Bucket) (*record, error) {
 	var in stored
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields() // it may be a restriction
@@ -154,12 +158,12 @@ func loadRecord(id string, value []byte, policies *bbolt.Bucket) (*record, error
 		return r, nil
 	}
 	var err error
-	if r.attachment.Policy, err = loadPolicy(policies, id, a.Revision); err != nil {
+	if r.attachment.Policy, err = loadPolicy(bucket, id, a.Revision); err != nil {
 		return nil, err
 	}
 	if in.InForce != nil {
 		r.inForce = in.InForce
-		if r.inForce.Policy, err = loadPolicy(policies, id, r.inForce.Revision); err != nil {
+		if r.inForce.Policy, err = loadPolicy(bucket, id, r.inForce.Revision); err != nil {
 			return nil, err
 		}
 	}

@@ -179,14 +179,13 @@ func TestFileDoesNotGather(t *testing.T) {
 		t.Fatal(err)
 	}
 	follow(t, s)
-	policies, attachments := 0, 0
+	keys := 0
 	err := s.file.db.View(func(tx *bbolt.Tx) error {
-		policies = tx.Bucket(policiesBucket).Stats().KeyN
-		attachments = tx.Bucket(attachmentsBucket).Stats().KeyN
+		keys = tx.Bucket(attachmentsBucket).Stats().KeyN
 		return nil
 	})
-	if err != nil || attachments != 2 || policies > 2*attachments {
-		t.Errorf("%d attachments, %d policies, %v", attachments, policies, err)
+	if err != nil || keys > 2*3 { // of each a record, what is desired, what was in force
+		t.Errorf("%d keys, %v", keys, err)
 	}
 }
 
@@ -283,13 +282,13 @@ func TestCorrupt(t *testing.T) {
 		"empty record":          put(attachmentsBucket, "id-1", "{}"),
 		"unknown field":         put(attachmentsBucket, "id-1", `{"id":"id-1","only_on_sundays":true}`),
 		"record of another":     put(attachmentsBucket, "id-1", `{"id":"id-2"}`),
-		"no policy":             edit(func(tx *bbolt.Tx) error { return dropPolicies(tx.Bucket(policiesBucket), "id-1") }),
-		"policy":                put(policiesBucket, string(policyKey("id-1", 2)), `{"mode":"allow-most"}`),
+		"no policy":             edit(func(tx *bbolt.Tx) error { return dropPolicies(tx.Bucket(attachmentsBucket), "id-1") }),
+		"policy":                put(attachmentsBucket, string(policyKey("id-1", 2)), `{"mode":"allow-most"}`),
 		"two of one target": edit(func(tx *bbolt.Tx) error {
 			value := bytes.ReplaceAll(tx.Bucket(attachmentsBucket).Get([]byte("id-1")), []byte("id-1"), []byte("id-9"))
-			policy := tx.Bucket(policiesBucket).Get(policyKey("id-1", 2))
+			policy := tx.Bucket(attachmentsBucket).Get(policyKey("id-1", 2))
 			return errors.Join(tx.Bucket(attachmentsBucket).Put([]byte("id-9"), value),
-				tx.Bucket(policiesBucket).Put(policyKey("id-9", 2), bytes.Clone(policy)))
+				tx.Bucket(attachmentsBucket).Put(policyKey("id-9", 2), bytes.Clone(policy)))
 		}),
 	} {
 		t.Run(name, func(t *testing.T) {

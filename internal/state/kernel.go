@@ -124,7 +124,9 @@ func (s *Store) Refused(d Desired, why error) (back bool, err error) {
 		return true, nil // and dirty, since it changed after d
 	}
 	back = r.inForce != nil && r.inForce.Revision != a.Revision
+	refused := r.applied + 1 // and what follows
 	if back {
+		refused = r.inForce.Revision + 1
 		a = a.with(*r.inForce)
 		if err := s.file.save(&a, r.inForce); err != nil {
 			return false, err
@@ -132,7 +134,7 @@ func (s *Store) Refused(d Desired, why error) (back bool, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.refuse(why)
+	r.refuse(refused, why)
 	r.lastError, r.healedBy = why, d.Revision
 	if back {
 		r.healedBy = r.last + 1

@@ -184,7 +184,7 @@ func openFile(path, bootID string, last int) (*file, error) {
 			}
 			return nil
 		}
-		for _, name := range [][]byte{metaBucket, attachmentsBucket, policiesBucket} {
+		for _, name := range [][]byte{metaBucket, attachmentsBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

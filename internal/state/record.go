@@ -71,14 +71,12 @@ type refusal struct {
 // maxRefusals bounds the refusals that a record remembers for those who ask late.
 const maxRefusals = 16
 
-// refuse gives the revisions that have no outcome yet a refusal.
-func (r *record) refuse(err error) {
-	first := Revision(1)
-	if r.inForce != nil {
-		first = r.inForce.Revision + 1
-	}
-	if n := len(r.refused); n > 0 {
-		first = max(first, r.refused[n-1].last+1)
+// refuse gives the revisions from first on that have no outcome yet a refusal.
+func (r *record) refuse(first Revision, err error) {
+	for ; first <= r.last; first++ {
+		if known, _ := r.outcome(first); !known {
+			break
+		}
 	}
 	if first > r.last {
 		return
