@@ -128,6 +128,7 @@ func TestLatestStateOnly(t *testing.T) {
 			apply(t, s, 1, allow("10.0.0.0/8"))
 			apply(t, s, 1, allow("192.0.2.0/24"))
 		}
+		synctest.Wait()
 		close(gate)
 		synctest.Wait()
 		compare(t, s, k)
