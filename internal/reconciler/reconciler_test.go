@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"reflect"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -31,6 +30,9 @@ func start(t *testing.T, r *Reconciler) (stop func()) {
 	t.Cleanup(stop)
 	return stop
 }
+
+// pass lets the bubble's clock run on.
+func pass(d time.Duration) { <-time.After(d) }
 
 // world is a store and a kernel with a reconciler between them that runs.
 func world(t *testing.T, prepare func(*fakeKernel)) (*state.Store, *fakeKernel) {
@@ -76,7 +78,7 @@ func TestLife(t *testing.T) {
 func TestManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, k := world(t, func(k *fakeKernel) {
-			k.step = func(string) { time.Sleep(8 * time.Millisecond) } // an RCU grace period
+			k.step = func(string) { pass(8 * time.Millisecond) } // an RCU grace period
 		})
 		const n = 40
 		for i := range n {
@@ -163,7 +165,7 @@ func TestRetry(t *testing.T) {
 					remove(t, s, 1)
 					rev = state.Removal
 				}
-				time.Sleep(10 * time.Minute)
+				pass(10 * time.Minute)
 				if _, st, err := s.Get(id(1)); err != nil || !errors.Is(st.LastError, errBusy) {
 					t.Errorf("status while it fails: %+v, %v", st, err)
 				}
@@ -206,7 +208,7 @@ func TestChangeEndsPause(t *testing.T) {
 			}
 		})
 		create(t, s, 1)
-		time.Sleep(5 * time.Minute)
+		pass(5 * time.Minute)
 		works.Store(true)
 		begin := time.Now()
 		rev := apply(t, s, 1, allow("10.0.0.0/8"))
@@ -217,7 +219,7 @@ func TestChangeEndsPause(t *testing.T) {
 			t.Errorf("waited %v", time.Since(begin))
 		}
 		attaches := k.count("attach " + id(1))
-		time.Sleep(time.Hour) // no pause is left that would wake it
+		pass(time.Hour) // no pause is left that would wake it
 		if k.count("attach "+id(1)) != attaches {
 			t.Error("handled again without reason")
 		}
@@ -254,7 +256,7 @@ func TestRefusedPolicy(t *testing.T) {
 			t.Errorf("in force: %+v, want %+v", got, before)
 		}
 		n := len(k.calls)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if len(k.calls) != n {
 			t.Errorf("it was tried again: %v", k.calls[n:])
 		}
@@ -282,7 +284,7 @@ func TestRefusedAttach(t *testing.T) {
 		if err := s.Wait(t.Context(), id(1), state.Removal); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		compare(t, s, k)
 	})
 }
@@ -341,8 +343,8 @@ func TestStop(t *testing.T) {
 		cancel()
 		synctest.Wait()
 		select {
-		case <-returned:
-			t.Fatal("returned while a call was under way")
+		case err := <-returned:
+			t.Fatalf("returned while a call was under way: %v", err)
 		default:
 		}
 		create(t, s, 3) // too late for this daemon
@@ -354,53 +356,10 @@ func TestStop(t *testing.T) {
 			t.Errorf("the step under way: %+v, %v", st, err)
 		}
 		n := len(k.calls)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if len(k.calls) != n || len(k.snapshot()) != 1 {
 			t.Errorf("after the end: %v, %+v", k.calls[n:], k.snapshot())
 		}
-	})
-}
-
-// When the state is lost, what is filtered stays so, and is reported.
-func TestOrphans(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, k := newStore(t), newFakeKernel(t)
-		create(t, s, 1)
-		for _, n := range []int{1, 7, 8, 9} {
-			k.held[id(n)] = held{target: cgroup(n)}
-		}
-		r := newReconciler(s, k)
-		start(t, r)
-		time.Sleep(time.Hour)
-
-		check := func(want ...string) {
-			t.Helper()
-			if got, err := r.Orphans(); err != nil || !slices.Equal(got, want) {
-				t.Errorf("orphans %v, %v, want %v", got, err, want)
-			}
-		}
-		check(id(7), id(8), id(9))
-		if got := k.snapshot(); len(got) != 4 {
-			t.Errorf("the kernel holds %+v", got)
-		}
-		delete(k.held, id(8)) // its target went
-		check(id(7), id(9))
-		k.fail = func(call, of string) error {
-			if call == "detach" && of == id(9) {
-				return errBusy
-			}
-			return nil
-		}
-		if err := r.DetachOrphans(); !errors.Is(err, errBusy) {
-			t.Errorf("detach orphans: %v", err)
-		}
-		check(id(9))
-		k.fail = nil
-		if err := r.DetachOrphans(); err != nil {
-			t.Error(err)
-		}
-		check()
-		compare(t, s, k)
 	})
 }
 

@@ -3,14 +3,12 @@
 package state
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -259,6 +257,13 @@ func TestCorrupt(t *testing.T) {
 			}
 		}
 	}
+	write := func(text string) func(t *testing.T, path string) {
+		return func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	truncate := func(size int64) func(t *testing.T, path string) {
 		return func(t *testing.T, path string) {
 			if err := os.Truncate(path, size); err != nil {
@@ -267,9 +272,13 @@ func TestCorrupt(t *testing.T) {
 		}
 	}
 	for name, damage := range map[string]func(t *testing.T, path string){
-		"text":                  func(t *testing.T, path string) { os.WriteFile(path, []byte("not a database\n"), 0o600) },
-		"text of some pages":    func(t *testing.T, path string) { os.WriteFile(path, bytes.Repeat([]byte("netfence"), 8192), 0o600) },
-		"directory":             func(t *testing.T, path string) { os.Remove(path); os.Mkdir(path, 0o700) },
+		"text":               write("not a database\n"),
+		"text of some pages": write(strings.Repeat("netfence", 8192)),
+		"directory": func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"truncated to 1":        truncate(1),
 		"truncated to 2 pages":  truncate(2 * 4096),
 		"truncated to 5 pages":  truncate(5 * 4096),
@@ -335,82 +344,4 @@ func TestOpenErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, empty, Options{})
-}
-
-// A daemon that is killed at any moment has lost nothing that Apply returned for.
-func TestKill(t *testing.T) {
-	const pathEnv = "NETFENCE_TEST_STATE"
-	if path := os.Getenv(pathEnv); path != "" {
-		applyForever(path)
-	}
-	path := filepath.Join(t.TempDir(), "state.db")
-	for round := range 10 {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$")
-		cmd.Env = append(os.Environ(), pathEnv+"="+path)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		acknowledged := ""
-		for i := 0; i < 50+17*round && lines.Scan(); i++ {
-			acknowledged = lines.Text()
-		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		for lines.Scan() { // what it told before it died
-			acknowledged = lines.Text()
-		}
-		cmd.Wait() //nolint:errcheck // it was killed
-
-		s := open(t, path, Options{})
-		a, _ := mustGet(t, s, "id-1")
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		// The last change may have been written and not told.
-		var want, next int
-		if _, err := fmt.Sscan(acknowledged, &want); err != nil {
-			t.Fatalf("it told %q: %v", acknowledged, err)
-		}
-		if fmt.Sscan(a.PolicyRevision, &next); next != want && next != want+1 {
-			t.Errorf("change %d was acknowledged, %s is there", want, a.PolicyRevision)
-		}
-		if !reflect.DeepEqual(a.Policy, numbered(next)) {
-			t.Errorf("change %d: %+v", next, a.Policy)
-		}
-	}
-}
-
-func numbered(n int) *policy.Policy {
-	p := allowlist()
-	for i := range 1 + n%50 { // records of several sizes, some beyond a page
-		p = p.WithAllow(policy.Rule{Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", n%200, i))})
-	}
-	return p
-}
-
-// applyForever is the daemon that is killed.
-func applyForever(path string) {
-	s, err := Open(path, thisBoot, Options{})
-	if err == nil && s.Len() == 0 {
-		_, _, err = s.Create(attachment(1))
-	}
-	n := 0
-	if err == nil {
-		a, _, _ := s.Get("id-1")
-		fmt.Sscan(a.PolicyRevision, &n)
-	}
-	for err == nil {
-		n++
-		_, err = s.Apply("id-1", "test", Change{Edit: Replace(numbered(n)), PolicyRevision: fmt.Sprint(n)})
-		fmt.Println(n)
-	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
 }

@@ -69,7 +69,7 @@ func TestWait(t *testing.T) {
 						t.Errorf("%s: still waits", name)
 					case !errors.Is(w.err, tc.want):
 						t.Errorf("%s: %v, want %v", name, w.err, tc.want)
-					case tc.want == errFull && (!errors.As(w.err, &refused) || refused.Revision != tc.rev):
+					case errors.Is(tc.want, errFull) && (!errors.As(w.err, &refused) || refused.Revision != tc.rev):
 						t.Errorf("%s: %v, want a RefusedError of revision %d", name, w.err, tc.rev)
 					}
 				}
