@@ -154,7 +154,22 @@ func (d *daemon) stages() []stage {
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})
 	}
-	return append(stages, stage{"control plane", d.control.client.Run}, stage{"local api", d.serve})
+	return append(stages,
+		stage{"control plane", d.caughtUp(d.control.client.Run)},
+		stage{"local api", d.caughtUp(d.serve)})
+}
+
+// caughtUp has run begin when it is known what is in force: before that, whoever asks would hear of block-all, and a
+// control plane would send again what is there.
+func (d *daemon) caughtUp(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-d.reconciler.CaughtUp():
+			return run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (d *daemon) serve(ctx context.Context) error {

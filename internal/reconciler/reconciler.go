@@ -54,8 +54,10 @@ type Reconciler struct {
 	opts   Options
 	log    *slog.Logger
 
-	mu      sync.Mutex
-	orphans []string // found at the start of Run
+	mu       sync.Mutex
+	orphans  []string            // found at the start of Run
+	untried  map[string]struct{} // of what was desired then
+	caughtUp chan struct{}
 }
 
 // New returns a reconciler that does nothing until Run.
@@ -76,7 +78,36 @@ func New(store *state.Store, kernel Kernel, opts Options) *Reconciler {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	return &Reconciler{store: store, kernel: kernel, opts: opts, log: opts.Log}
+	return &Reconciler{store: store, kernel: kernel, opts: opts, log: opts.Log, caughtUp: make(chan struct{})}
+}
+
+// CaughtUp returns a channel that is closed once everything that was desired
+// when Run began has been tried once: from then on the store knows what is in
+// force in the kernel.
+func (r *Reconciler) CaughtUp() <-chan struct{} { return r.caughtUp }
+
+// begin notes what CaughtUp waits for.
+func (r *Reconciler) begin(ids []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.untried = make(map[string]struct{}, len(ids))
+	for _, id := range ids {
+		r.untried[id] = struct{}{}
+	}
+	if len(ids) == 0 {
+		close(r.caughtUp)
+	}
+}
+
+func (r *Reconciler) tried(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, first := r.untried[id]; !first {
+		return
+	}
+	if delete(r.untried, id); len(r.untried) == 0 {
+		close(r.caughtUp)
+	}
 }
 
 // Run works until ctx is done, finishes what it has begun and returns nil. The
@@ -85,7 +116,10 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	if err := r.findOrphans(); err != nil {
 		return err
 	}
+	desired := r.store.TakeDirty()
+	r.begin(desired)
 	q := newQueue(r.opts.Backoff)
+	q.add(desired...)
 	var workers sync.WaitGroup
 	for range r.opts.Workers {
 		workers.Go(func() { r.work(q) })
@@ -112,6 +146,7 @@ func (r *Reconciler) work(q *queue) {
 		if failures := q.done(id, err); failures == 1 { // later ones are in the status
 			r.log.Warn("kernel not as desired, trying again", "attachment", id, "err", err)
 		}
+		r.tried(id)
 	}
 }
 
