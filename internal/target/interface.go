@@ -119,7 +119,11 @@ func findDirection(link netlink.Link) (Direction, error) {
 			Next: "say with --direction ingress or egress where the workload's packets pass"}
 	}
 	switch kind := linkKind(link); kind {
-	case "veth", "tun", "macvtap", "bridge":
+	case "veth", "tun", "bridge":
+	case "macvtap":
+		// What the guest writes to the character device is sent as if by this
+		// host: tap_get_user ends in dev_queue_xmit (drivers/net/tap.c).
+		return Egress, nil
 	case "netkit":
 		if nk, ok := link.(*netlink.Netkit); !ok || !nk.IsPrimary() {
 			return 0, ask("is the workload's end of a netkit pair")

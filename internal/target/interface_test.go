@@ -55,23 +55,27 @@ func TestDirection(t *testing.T) {
 			Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}); err != nil {
 			t.Fatal(err)
 		}
+		addLink(t, &netlink.Macvtap{Macvlan: netlink.Macvlan{
+			LinkAttrs: netlink.LinkAttrs{Name: "macvtap1", ParentIndex: table.Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE,
+		}})
 		cookie, err := NetnsCookie()
 		if err != nil {
 			t.Fatal(err)
 		}
 
 		for name, want := range map[string]Target{
-			"veth1": {LinkKind: "veth"},
-			"tap1":  {LinkKind: "tun"},
-			"tun1":  {LinkKind: "tun", Headerless: true},
-			"br1":   {LinkKind: "bridge"},
+			"veth1":    {LinkKind: "veth", Direction: Ingress},
+			"tap1":     {LinkKind: "tun", Direction: Ingress},
+			"tun1":     {LinkKind: "tun", Direction: Ingress, Headerless: true},
+			"br1":      {LinkKind: "bridge", Direction: Ingress},
+			"macvtap1": {LinkKind: "macvtap", Direction: Egress},
 		} {
 			got, err := ResolveInterface(name, DirectionAuto, "")
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 				continue
 			}
-			if got.Type != Interface || got.Name != name || got.Direction != Ingress || got.NetnsCookie != cookie ||
+			if got.Type != Interface || got.Name != name || got.Direction != want.Direction || got.NetnsCookie != cookie ||
 				got.LinkKind != want.LinkKind || got.Headerless != want.Headerless || got.Ifindex == 0 || (got.MAC == "") != want.Headerless {
 				t.Errorf("%s: %+v", name, got)
 			}
