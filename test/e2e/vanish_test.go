@@ -40,8 +40,8 @@ func TestVanishedTarget(t *testing.T) {
 		"interface deleted":       {false, func(t *testing.T, at target) { at.deleteLink(t) }, false},
 		"interface created again": {false, func(t *testing.T, at target) { at.deleteLink(t); at.addLink(t) }, true},
 		"interface moved away":    {false, func(t *testing.T, at target) { at.moveLink(t, at.elsewhere) }, false},
-		"cgroup removed":          {true, func(t *testing.T, at target) { at.Cgroup.Remove(t) }, false},
-		"cgroup created again":    {true, func(t *testing.T, at target) { at.Cgroup.Remove(t); at.makeCgroup(t, at.Cgroup) }, true},
+		"cgroup removed":          {true, func(t *testing.T, at target) { at.Remove(t) }, false},
+		"cgroup created again":    {true, func(t *testing.T, at target) { at.Remove(t); at.makeCgroup(t, at.Cgroup) }, true},
 	} {
 		for _, dead := range []bool{false, true} {
 			if dead {
