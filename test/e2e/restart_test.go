@@ -57,6 +57,7 @@ func (s *scene) end(t *testing.T, fs []*flood) {
 	for _, f := range fs {
 		sent, tried := f.stops[0](), f.stops[1]()
 		s.settle(t, f.from)
+		t.Logf("%s: sent %d packets to %s, allowed, and %d to %s, forbidden", f.name, sent, f.allowed, tried, f.forbidden)
 		if got := s.Arrived.Sum(t, udp(f.allowed)).Count; got != sent {
 			t.Errorf("%s: %d of %d packets to %s arrived", f.name, got, sent, f.allowed)
 		}
