@@ -80,6 +80,9 @@ func (s *scene) attachUnderLoad(t *testing.T, p *plane, from *testenv.Workload, 
 	for _, f := range floods {
 		closed(f, since)
 	}
+	if n := s.Show(t, id).Attachment.PacketsAllowed; n != 0 {
+		t.Errorf("%d packets have passed the filter before there was a policy", n)
+	}
 	p.Send(t, ack(id, allowlist, allow...))
 	if r := <-attached; r.Code != 0 || strings.TrimSpace(r.Stdout) != id {
 		t.Fatalf("attach: %+v, subscribed %s", r, id)

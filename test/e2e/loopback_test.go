@@ -10,8 +10,11 @@ import (
 	"github.com/netfence/netfence/internal/testenv"
 )
 
-// hostService is a port on which the host serves, and the workload should not be served.
-const hostService = 9002
+// Ports on which others serve, and the workload should not be served: the host, and another cgroup.
+const (
+	hostService    = 9002
+	siblingService = 9003
+)
 
 // TestLoopbackOfACgroup is shared with the host, and yet only the workload's own services are within reach.
 func TestLoopbackOfACgroup(t *testing.T) {
@@ -23,6 +26,7 @@ func TestLoopbackOfACgroup(t *testing.T) {
 	job.Serve(t, servedPort)
 	child.Serve(t, childPort)
 	s.OnHost.Serve(t, hostService)
+	testenv.StartWorkload(t, s.Host, testenv.NewCgroup(t)).Serve(t, siblingService)
 	onLo := testenv.Observe(t, s.Host, "lo")
 	s.Policy(t, "policy.yaml", "mode: allowlist\n")
 	s.Start(t)
@@ -34,6 +38,7 @@ func TestLoopbackOfACgroup(t *testing.T) {
 		answers(t, "server of a child", job, netip.AddrPortFrom(addr, childPort))
 		answers(t, "server of the parent", child, netip.AddrPortFrom(addr, servedPort))
 		refuses(t, onLo, "host service", job, netip.AddrPortFrom(addr, hostService))
+		refuses(t, onLo, "service of another cgroup", job, netip.AddrPortFrom(addr, siblingService))
 		// A reply through lo, to a connection that the host has opened.
 		if !s.OnHost.Connect(t, netip.AddrPortFrom(addr, servedPort)).Echoes(t, testenv.Patience) {
 			t.Errorf("from the host to the workload at %s: no echo", addr)
@@ -62,6 +67,7 @@ func TestLoopbackOfACgroup(t *testing.T) {
 	s.Must(t, "detach", "--id", id)
 	for _, addr := range append(addrs, hostAddrs...) {
 		answers(t, "host service, without the filter", job, netip.AddrPortFrom(addr, hostService))
+		answers(t, "service of another cgroup, without the filter", job, netip.AddrPortFrom(addr, siblingService))
 	}
 }
 
