@@ -41,6 +41,7 @@ enum mode {
 #define WORD_SLOT(word) (((word) >> WORD_SLOT_SHIFT) & WORD_SLOT_MASK)
 enum word_flag {
 	WORD_REPLIES = 1 << 4, /* reply flows are permitted */
+	WORD_DNS = 1 << 5, /* DNS queries are intercepted; block-all does so without it */
 	WORD_LOOPBACK_ALLOW = 1 << 6, /* neither bit: own */
 	WORD_LOOPBACK_DENY = 1 << 7,
 };

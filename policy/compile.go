@@ -31,7 +31,7 @@ func (p *Policy) Compile() (*Compiled, error) {
 	case len(p.RepliesUDP) > 0:
 		return nil, &UnsupportedError{"replies_udp"}
 	}
-	c := &Compiled{Mode: p.Mode}
+	c := &Compiled{Mode: p.Mode, Names: p.names()}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist:
 		c.Replies, c.Loopback = p.Replies == RepliesDefault, p.Loopback

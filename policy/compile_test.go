@@ -33,7 +33,10 @@ func TestCompileSettings(t *testing.T) {
 		if (c.Table != nil) != tt.table {
 			t.Errorf("%+v: table %v", tt.policy, c.Table)
 		}
-		c.Table = nil
+		if c.Names == nil {
+			t.Errorf("%+v: no names", tt.policy)
+		}
+		c.Table, c.Names = nil, nil
 		if *c != tt.want {
 			t.Errorf("%+v: %+v, want %+v", tt.policy, *c, tt.want)
 		}

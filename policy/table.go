@@ -17,6 +17,7 @@ type Compiled struct {
 	Replies  bool         // in effect: never in block-all, not needed in disabled
 	Loopback LoopbackMode // in effect: deny in block-all, allow in disabled
 	Table    *Table       // nil: no rules, or a mode that does not ask them
+	Names    *Names       // for the resolver; never nil
 }
 
 // Table holds the address rules for a longest-prefix lookup. The longest

@@ -164,6 +164,7 @@ type bpfWordFlag uint32
 
 const (
 	bpfWordFlagWORD_REPLIES        bpfWordFlag = 16
+	bpfWordFlagWORD_DNS            bpfWordFlag = 32
 	bpfWordFlagWORD_LOOPBACK_ALLOW bpfWordFlag = 64
 	bpfWordFlagWORD_LOOPBACK_DENY  bpfWordFlag = 128
 )

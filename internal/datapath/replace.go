@@ -24,6 +24,9 @@ func compose(c *policy.Compiled, s *slot) uint64 {
 	if c.Replies {
 		word |= uint64(bpfWordFlagWORD_REPLIES)
 	}
+	if c.Names != nil && c.Names.Intercepts() {
+		word |= uint64(bpfWordFlagWORD_DNS)
+	}
 	switch c.Loopback {
 	case policy.LoopbackOwn:
 	case policy.LoopbackAllow:

@@ -29,14 +29,17 @@ var table = map[string][]string{
 	"internal/wire":          {api, "policy"},
 	"controlplane":           {api, "policy", "internal/wire"},
 	"internal/state":         {"policy", "internal/target"},
-	"internal/datapath":      {"policy", "internal/target"},
-	"internal/dnsproxy":      {"policy"},
+	"internal/events":        {},
+	"internal/datapath":      {"policy", "internal/target", "internal/events"},
+	"internal/dnsproxy":      {"policy", "internal/datapath", "internal/events"},
+	"internal/intercept":     {"internal/datapath", "internal/dnsproxy"},
+	"internal/run":           {api, "policy", "internal/wire", "internal/config", "internal/target", "internal/events", "internal/datapath", "internal/dnsproxy", "internal/intercept"},
 	"internal/config":        {"policy"},
 	"internal/reconciler":    {"policy", "internal/state", "internal/target"},
-	"internal/localapi":      {api, "policy", "internal/wire", "internal/state", "internal/target"},
+	"internal/localapi":      {api, "policy", "internal/wire", "internal/state", "internal/target", "internal/events"},
 	"internal/controlclient": {api, "policy", "internal/wire", "internal/state", "internal/target"},
 	"internal/folder":        {api, "policy", "internal/wire", "internal/state", "internal/target"},
-	"internal/cli":           {api, "policy", "internal/wire", "internal/config"},
+	"internal/cli":           {api, "policy", "internal/wire", "internal/config", "internal/run"},
 }
 
 // free may import all of ours: the daemon wires, the rest stands outside.

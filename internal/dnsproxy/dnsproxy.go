@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dnsproxy answers the DNS queries of attachments: it decides by name,
+// asks upstream, has the kernel learn what the answer permits, and only then
+// answers.
+package dnsproxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/netfence/netfence/internal/datapath"
+)
+
+// Kernel is what the server drives; *datapath.Datapath is one.
+type Kernel interface {
+	// Chain returns the attachments that a query for index concerns, the
+	// innermost first: each must allow the name, and each learns. None: the
+	// index is nobody's, or nothing is in force for it yet.
+	Chain(index uint32) []datapath.Member
+	// Learn returns when the kernel holds every address of every lesson, or,
+	// with an error, nothing of them. datapath.ErrStale: decide anew;
+	// datapath.ErrFull: a limit is reached.
+	Learn(lessons []datapath.Lesson) error
+}
+
+// Remote decides queries in proxy mode.
+type Remote interface {
+	// QueryDNS asks about name, which has its final dot, and a record type by
+	// its mnemonic. An error is SERVFAIL for the client.
+	QueryDNS(ctx context.Context, id, name, qtype string) (RemoteAnswer, error)
+}
+
+// RemoteAnswer is what a control plane says to a query.
+type RemoteAnswer struct {
+	Allow bool
+	Learn bool          // the addresses of the answer are learned
+	Addrs []netip.Addr  // the answer; none: upstream's
+	TTL   time.Duration // of Addrs
+}
+
+// Peer is who asks. The zero value is nobody.
+type Peer struct {
+	Index  uint32         // the attachment's
+	Client netip.AddrPort // whom to answer, as the socket sees it
+	Server netip.AddrPort // the address that the query came to, from which it is answered
+}
+
+// PacketConn is a datagram socket on which the queries of attachments arrive.
+type PacketConn interface {
+	// ReadQuery reads one datagram into b. What is not an attachment's is not returned.
+	ReadQuery(b []byte) (n int, from Peer, err error)
+	// WriteAnswer sends b from from.Server to from.Client.
+	WriteAnswer(b []byte, from Peer) error
+	Close() error
+}
+
+// Listener is where their TCP connections arrive.
+type Listener interface {
+	Accept() (net.Conn, Peer, error)
+	Close() error
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package events carries what was observed of attachments, dropped packets and
+// decided queries, from where it is seen to whoever listens.
+package events
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Event is one observation about one attachment. Exactly one of Flow, Decision
+// and Incident is set.
+type Event struct {
+	Time       time.Time
+	Attachment string // id
+	Flow       *DeniedFlow
+	Decision   *DNSDecision
+	Incident   *Incident
+}
+
+// DeniedFlow is a packet that was dropped, or a connection that was refused
+// before there was a packet.
+type DeniedFlow struct {
+	Source      netip.AddrPort // zero where it is not known yet
+	Destination netip.AddrPort // port 0 where the packet has none
+	Protocol    uint8          // IANA
+	Length      int            // bytes; 0: refused before there was a packet
+	Reason      string         // as the drop counters name it
+	Names       []string       // under which the address was learned, the newest first
+}
+
+// DNSDecision is a query and what became of it.
+type DNSDecision struct {
+	Name    string // lower case, without final dot
+	Type    string // "A", "AAAA"
+	Allowed bool
+	Reason  string       // the rule that decided, or what went wrong
+	Learned []netip.Addr // from the answer
+}
+
+// Incident is something that an operator should look at.
+type Incident struct {
+	Kind    string // stable: "learned_limit", "names_limit", …
+	Message string
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+)
+
+// Names is what a policy says about names, as a resolver holds it: the part of
+// [Compiled] that the kernel does not see. It is immutable.
+type Names struct {
+	// Mode decides what the rules are silent about. DNSDisabled: queries are
+	// not intercepted, and what is asked all the same is answered and not learned.
+	Mode DNSMode
+	// Closed refuses every query: block-all.
+	Closed bool
+	// Upstreams to ask; none: the daemon's.
+	Upstreams  []netip.AddrPort
+	Forward    []ZoneForward
+	RefuseWith RefuseCode
+
+	matcher *Matcher
+	static  *Policy // whose allow rules except addresses from the private-answer guard
+}
+
+// Grant is why the addresses of a name may be learned, and for what.
+type Grant struct {
+	// Ports that the addresses are open for; none: every protocol.
+	Ports []Ports
+	// Private: addresses that answers normally must not point to are learned too.
+	Private bool
+	// Proxy: the control plane has decided, not a rule.
+	Proxy bool
+}
+
+func (p *Policy) names() *Names {
+	n := &Names{
+		Mode: p.DNS.Mode, Closed: p.Mode == ModeBlockAll,
+		Upstreams: p.DNS.Upstreams, Forward: p.DNS.Forward, RefuseWith: p.DNS.RefuseWith,
+		static: p,
+	}
+	switch p.Mode {
+	case ModeAllowlist, ModeDenylist, ModeDisabled:
+	default: // an unknown mode is closed
+		n.Closed = true
+	}
+	if n.Closed || n.Mode == DNSDisabled || n.Mode == DNSProxy {
+		return n
+	}
+	n.matcher = NewMatcher(p.DNS.Allow, p.DNS.Deny)
+	return n
+}
+
+// Intercepts is true where queries are answered by Netfence whomever they are
+// addressed to.
+func (n *Names) Intercepts() bool { return n.Closed || n.Mode != DNSDisabled }
+
+// Decide judges a query for name, in whatever form it is written. In proxy
+// mode it refuses: the control plane decides there.
+func (n *Names) Decide(name string) NameDecision {
+	switch {
+	case n.Closed:
+		return NameDecision{Reason: "mode block-all"}
+	case n.matcher != nil:
+		return n.matcher.Decide(n.Mode, name)
+	}
+	var none Matcher
+	return none.Decide(n.Mode, name)
+}
+
+// Grant is what an allowed query permits to learn; ok is false for one that
+// must teach nothing.
+func (n *Names) Grant(d NameDecision) (g Grant, ok bool) {
+	if n.Closed || n.Mode == DNSDisabled || d.Action != Allow {
+		return Grant{}, false
+	}
+	return grantOf(d.Rules), true
+}
+
+// GrantNow is the grant of a name that was learned before, under the policy as
+// it is; ok is false when nothing justifies it any more. byProxy tells who decided then.
+func (n *Names) GrantNow(name string, byProxy bool) (g Grant, ok bool) {
+	if n.Closed || byProxy != (n.Mode == DNSProxy) {
+		return Grant{}, false
+	}
+	if byProxy {
+		return Grant{Proxy: true}, true
+	}
+	return n.Grant(n.Decide(name))
+}
+
+// grantOf unites the rules for one name. A rule without ports covers all others.
+func grantOf(rules []*DomainRule) Grant {
+	g := Grant{}
+	everything := len(rules) == 0
+	for _, r := range rules {
+		g.Private = g.Private || r.Private
+		everything = everything || len(r.Ports) == 0
+		g.Ports = append(g.Ports, r.Ports...)
+	}
+	if everything {
+		g.Ports = nil
+		return g
+	}
+	slices.SortFunc(g.Ports, Ports.compare)
+	g.Ports = slices.Compact(g.Ports)
+	return g
+}
+
+// Key is the same for two grants if and only if they permit the same. It is
+// kept in pinned maps: its encoding must not change.
+func (g Grant) Key() uint64 {
+	b := make([]byte, 0, 2+5*len(g.Ports))
+	for _, flag := range []bool{g.Private, g.Proxy} {
+		if flag {
+			b = append(b, 1)
+		} else {
+			b = append(b, 0)
+		}
+	}
+	for _, p := range g.Ports {
+		b = binary.BigEndian.AppendUint16(b, p.First)
+		b = binary.BigEndian.AppendUint16(b, p.Last)
+		b = append(b, uint8(p.Protocol))
+	}
+	sum := sha256.Sum256(b)
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// Covers reports whether a static allow rule, not outranked by a deny rule,
+// speaks of an address on some port: such an address is no surprise in an answer.
+func (n *Names) Covers(addr netip.Addr) bool {
+	if n.static == nil || n.Closed {
+		return false
+	}
+	addr = addr.Unmap().WithZone("")
+	best, covered := -1, false
+	for _, list := range []Action{Deny, Allow} {
+		rules := n.static.list(list)
+		for i := range rules {
+			r := &rules[i]
+			if !r.Prefix.Contains(addr) || r.Deadline != 0 && list == Allow {
+				continue // a rule that ends would leave the address learned
+			}
+			if list == Deny && len(r.Ports) > 0 {
+				continue // does not speak of the other ports
+			}
+			if r.Prefix.Bits() > best {
+				best, covered = r.Prefix.Bits(), list == Allow
+			}
+		}
+	}
+	return covered
+}
