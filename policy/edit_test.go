@@ -189,7 +189,7 @@ func TestJSON(t *testing.T) {
 	}
 	const blockAll = `{"mode":"block-all","audit":false,"allow_cidrs":[],"deny_cidrs":[],"replies":"allow","replies_udp":[],` +
 		`"loopback":"own","source":[],"dns":{"mode":"allowlist","allow_domains":[],"deny_domains":[],"upstream_servers":[],` +
-		`"refuse_with":"nxdomain","forward":[]}}`
+		`"refuse_with":"default","forward":[]}}`
 	if string(b) != blockAll {
 		t.Errorf("block-all is\n%s\nwant\n%s", b, blockAll)
 	}

@@ -60,7 +60,8 @@ const (
 type RefuseCode uint8
 
 const (
-	RefuseNXDomain RefuseCode = iota // with a synthetic SOA
+	RefuseDefault  RefuseCode = iota // as the daemon's configuration has it
+	RefuseNXDomain                   // with a synthetic SOA
 	RefuseRefused
 )
 
@@ -76,7 +77,7 @@ var (
 	actions       = enum{"action", []string{"deny", "allow"}}
 	replyModes    = enum{"replies", []string{"allow", "deny"}}
 	loopbackModes = enum{"loopback", []string{"own", "allow", "deny"}}
-	refuseCodes   = enum{"refuse_with", []string{"nxdomain", "refused"}}
+	refuseCodes   = enum{"refuse_with", []string{"default", "nxdomain", "refused"}}
 )
 
 func (e enum) has(v uint8) bool { return int(v) < len(e.names) }

@@ -20,7 +20,7 @@ type Names struct {
 	// Upstreams to ask; none: the daemon's.
 	Upstreams  []netip.AddrPort
 	Forward    []ZoneForward
-	RefuseWith RefuseCode
+	RefuseWith RefuseCode // RefuseDefault: the configuration decides
 
 	matcher *Matcher
 	static  *Policy // whose allow rules except addresses from the private-answer guard

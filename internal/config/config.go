@@ -79,7 +79,7 @@ type DNS struct {
 	MinTTL, MaxTTL, Grace time.Duration
 	// MaxFlowTCP and MaxFlowOther bound how long a flow outlives the last answer that named its address.
 	MaxFlowTCP, MaxFlowOther time.Duration
-	RefuseWith               policy.RefuseCode
+	RefuseWith               policy.RefuseCode // never policy.RefuseDefault
 	AllowPrivateAnswers      bool
 }
 
@@ -118,6 +118,7 @@ func Default() *Config {
 		DNS: DNS{
 			MinTTL: 30 * time.Second, MaxTTL: time.Hour, Grace: 30 * time.Second,
 			MaxFlowTCP: 24 * time.Hour, MaxFlowOther: 4 * time.Hour,
+			RefuseWith: policy.RefuseNXDomain,
 		},
 		Limits: Limits{
 			Attachments: 32768, Rules: 100000, Learned: 4096, Names: 4096, Flows: 4096, Queries: 256, MetadataBytes: 4096,

@@ -78,5 +78,13 @@ func setRefuseWith(c *Config, v value) error {
 	if err != nil {
 		return err
 	}
-	return c.DNS.RefuseWith.UnmarshalText([]byte(text))
+	var code policy.RefuseCode
+	if err := code.UnmarshalText([]byte(text)); err != nil {
+		return err
+	}
+	if code == policy.RefuseDefault {
+		return errors.New("this is where the default is set (nxdomain or refused)")
+	}
+	c.DNS.RefuseWith = code
+	return nil
 }

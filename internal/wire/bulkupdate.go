@@ -107,7 +107,7 @@ func (w *writer) dns(d *policy.DNS) *netfencev1.DnsConfig {
 	w.needs(RefuseWith, "dns.refuse_with", -1, "", m.RefuseWith != netfencev1.RefuseCode_REFUSE_CODE_UNSPECIFIED)
 	w.needs(Forward, "dns.forward", -1, "", len(m.Forward) > 0)
 	if d.Mode == policy.DNSDisabled && len(d.Allow)+len(d.Deny)+len(d.Upstreams)+len(d.Forward) == 0 &&
-		d.RefuseWith == policy.RefuseNXDomain {
+		d.RefuseWith == policy.RefuseDefault {
 		return nil
 	}
 	return m

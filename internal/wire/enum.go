@@ -48,7 +48,7 @@ var (
 		{policy.LoopbackDeny, netfencev1.Loopback_LOOPBACK_DENY},
 	}
 	refuseCodes = []pair[policy.RefuseCode, netfencev1.RefuseCode]{
-		{policy.RefuseNXDomain, netfencev1.RefuseCode_REFUSE_CODE_UNSPECIFIED},
+		{policy.RefuseDefault, netfencev1.RefuseCode_REFUSE_CODE_UNSPECIFIED},
 		{policy.RefuseNXDomain, netfencev1.RefuseCode_REFUSE_CODE_NXDOMAIN},
 		{policy.RefuseRefused, netfencev1.RefuseCode_REFUSE_CODE_REFUSED},
 	}

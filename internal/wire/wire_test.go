@@ -113,7 +113,7 @@ func TestPolicyFrom(t *testing.T) {
 			&policy.Policy{
 				Mode:  policy.ModeDisabled,
 				Allow: []policy.Rule{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}},
-				DNS:   policy.DNS{Mode: policy.DNSProxy},
+				DNS:   policy.DNS{Mode: policy.DNSProxy, RefuseWith: policy.RefuseNXDomain},
 			}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
