@@ -9,14 +9,17 @@ import (
 	"time"
 )
 
-// Event is one observation about one attachment. Exactly one of Flow, Decision
-// and Incident is set.
+// Event is one observation about one attachment. Exactly one of Flow, Decision,
+// Incident and Lost is set.
 type Event struct {
 	Time       time.Time
 	Attachment string // id
 	Flow       *DeniedFlow
 	Decision   *DNSDecision
 	Incident   *Incident
+	// Lost is how many observations of the attachment nobody will see, because
+	// they were more than its rate, or than there was room for.
+	Lost uint64
 }
 
 // DeniedFlow is a packet that was dropped, or a connection that was refused
