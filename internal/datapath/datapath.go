@@ -48,11 +48,20 @@ var (
 	ErrVanished = errors.New("target has vanished")
 )
 
-// Config says where the pins are.
+// Config says where the pins are, and the limits. Zero is the default of each.
 type Config struct {
 	Dir      string // on a bpffs, see EnsureBPFFS
-	MaxFlows uint64 // reply flows per attachment; 0: 4096
+	MaxFlows uint64 // per attachment; default 4096
 	Log      *slog.Logger
+
+	// MaxLearned and MaxNames bound the addresses and the names that an
+	// attachment has learned; default 4096 each.
+	MaxLearned, MaxNames int
+	// Grace is added to the TTL of an answer; default 30 s.
+	Grace time.Duration
+	// MaxFlowTCP and MaxFlowOther bound how long a flow to a learned address goes
+	// on after its name was last learned; default 24 h and 4 h.
+	MaxFlowTCP, MaxFlowOther time.Duration
 }
 
 // Datapath is the kernel side of all attachments.

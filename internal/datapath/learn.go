@@ -22,7 +22,9 @@ type Member struct {
 	Names *policy.Names // never nil
 
 	incarnation uint32
-	generation  uint32 // of the word that Names came into force with
+	// version counts what Replace has put in force. The generation of the word
+	// would not do: a policy that differs only in its names needs no new word.
+	version uint64
 }
 
 // Lesson is what one answer teaches one attachment.
@@ -32,4 +34,35 @@ type Lesson struct {
 	Grant  policy.Grant // why, and for which ports
 	Addrs  []netip.Addr
 	TTL    time.Duration // clamped; the grace is added here
+}
+
+// Learned is an address that an attachment may be reached at by name, for one
+// set of ports. An address that names teach for different ports is listed for each.
+type Learned struct {
+	Addr      netip.Addr
+	Names     []string       // the newest first
+	Ports     []policy.Ports // none: every protocol
+	Remaining time.Duration  // of the name that holds longest
+}
+
+// Chain returns the attachments that a query of the attachment at index
+// concerns, the innermost first. None: the index is nobody's, or no policy has
+// been put in force for it by this daemon.
+func (d *Datapath) Chain(index uint32) []Member {
+	return nil
+}
+
+// Learn permits what the lessons teach and returns when the kernel holds every
+// address: callers answer the DNS query afterwards, never before. With an error
+// it has permitted nothing. ErrStale: decide anew; ErrFull: a limit, which the
+// error names, is reached.
+//
+// A grant is only ever extended: a shorter TTL does not cut access given before.
+func (d *Datapath) Learn(lessons []Lesson) error {
+	return errors.New("learn: not there yet")
+}
+
+// Learned lists what id has learned and what still holds, by address.
+func (d *Datapath) Learned(id string) []Learned {
+	return nil
 }
