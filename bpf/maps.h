@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * One set of maps for all attachments, pinned by name. The daemon writes all of
- * them but counters, drops and flows, which the programs write.
+ * One set of maps for all attachments, pinned by name unless they say otherwise.
+ * The daemon writes all of them but counters, drops, flows and events, which the
+ * programs write.
  */
 #ifndef NETFENCE_MAPS_H
 #define NETFENCE_MAPS_H
@@ -135,6 +136,23 @@ struct {
 	__type(value, __u64);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_flow_counts SEC(".maps");
+
+/*
+ * What was dropped, for the daemon to tell of; see event.h. Neither is pinned:
+ * what one daemon did not read is not for the next one to tell of as news, and
+ * the layout may change between builds. The ring's size is the loader's.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} nf_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, struct event_bucket);
+} nf_event_buckets SEC(".maps");
 
 /* Sockets of the daemon itself, exempt where it shares the filtered device. */
 struct {

@@ -38,35 +38,30 @@ static __always_inline enum reason parse(struct __sk_buff *skb, int headerless, 
 	return headerless ? parse_network(skb, skb->protocol, 0, p) : parse_frame(skb, p);
 }
 
+/* What block-all drops is parsed all the same: it is to be told of. */
 static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u64 identity,
-						     int headerless)
+						     int headerless, struct packet *p)
 {
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
-	struct packet p = {};
 	enum reason reason;
 
 	if (!identity)
 		return REASON_UNATTACHED;
-	switch (WORD_MODE(word)) {
-	case MODE_DISABLED:
+	if (WORD_MODE(word) == MODE_DISABLED)
 		return REASON_NONE;
-	case MODE_ALLOWLIST:
-	case MODE_DENYLIST:
-		break;
-	default:
+	reason = parse(skb, headerless, p);
+	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
 		return REASON_MODE;
-	}
-	reason = parse(skb, headerless, &p);
 	if (reason)
 		return reason;
-	if (rewrites_itself(skb, &p))
+	if (rewrites_itself(skb, p))
 		return REASON_MALFORMED;
-	if (configures(&p))
+	if (configures(p))
 		return REASON_NONE;
-	if (is_loopback(&p.dst))
+	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
-	reason = judge(word, &p);
-	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, &p, 0))
+	reason = judge(word, p);
+	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, p, 0))
 		return REASON_NONE;
 	return reason;
 }
@@ -74,10 +69,11 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless)
 {
 	__u64 identity = interface_identity(skb);
-	enum reason reason = interface_verdict(skb, identity, headerless);
+	struct packet p = {};
+	enum reason reason = interface_verdict(skb, identity, headerless, &p);
 
 	skb->tc_index = IDENTITY_ATTACHMENT(identity); /* see interface_inbound */
-	count(IDENTITY_ATTACHMENT(identity), reason, skb->len);
+	count(identity, reason, skb->len, &p);
 	return reason ? TC_DROP : TC_PASS;
 }
 
@@ -145,33 +141,28 @@ int nf_in_l3(struct __sk_buff *skb)
 	return interface_inbound(skb, 1);
 }
 
-static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity)
+static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity,
+						  struct packet *p)
 {
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
-	struct packet p = {};
 	enum reason reason;
 
 	if (!identity)
 		return REASON_UNATTACHED;
-	switch (WORD_MODE(word)) {
-	case MODE_DISABLED:
+	if (WORD_MODE(word) == MODE_DISABLED)
 		return REASON_NONE;
-	case MODE_ALLOWLIST:
-	case MODE_DENYLIST:
-		break;
-	default:
+	reason = parse_network(skb, skb->protocol, 0, p);
+	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
 		return REASON_MODE;
-	}
-	reason = parse_network(skb, skb->protocol, 0, &p);
 	if (reason)
 		return reason;
 	if (loopback)
-		return loopback_verdict(skb, identity, word, &p);
-	if (is_loopback(&p.dst))
+		return loopback_verdict(skb, identity, word, p);
+	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
-	reason = judge(word, &p);
-	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, &p, 0))
+	reason = judge(word, p);
+	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, p, 0))
 		return REASON_NONE;
 	return reason;
 }
@@ -180,9 +171,10 @@ SEC("cgroup_skb/egress")
 int nf_cg_egress(struct __sk_buff *skb)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
-	enum reason reason = cgroup_verdict(skb, identity);
+	struct packet p = {};
+	enum reason reason = cgroup_verdict(skb, identity, &p);
 
-	count(IDENTITY_ATTACHMENT(identity), reason, skb->len);
+	count(identity, reason, skb->len, &p);
 	return reason ? SK_DROP_PACKET : SK_PASS_PACKET;
 }
 
@@ -228,7 +220,8 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct
 		reason = judge(word, &p);
 	if (!reason)
 		return SK_PASS_PACKET; /* not counted: its packets will be */
-	count(IDENTITY_ATTACHMENT(identity), reason, 0);
+	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
+	count(identity, reason, 0, &p);
 	return SK_DROP_PACKET;
 }
 
@@ -295,6 +288,7 @@ const volatile struct {
 	enum reason reason;
 	struct prefix prefix;
 	struct clause clause;
+	struct event event;
 } generated_types = {};
 
 /* bpf_sk_lookup and the ring buffer want a GPL-compatible licence, which the dual one is. */

@@ -139,6 +139,31 @@ struct counters {
 };
 
 /*
+ * A packet that was dropped, or a connection that was refused before there was
+ * one. What is not known is 0: addresses where the packet was not understood,
+ * the source before there is a packet. Ports of protocols that have none are 0.
+ */
+struct event {
+	__u64 time; /* bpf_ktime_get_boot_ns() */
+	__u64 identity;
+	__u64 lost; /* events of the attachment, since it was attached or the daemon started */
+	struct address src;
+	struct address dst;
+	__u32 length; /* bytes */
+	__u16 src_port; /* host order; echo: the identifier */
+	__u16 dst_port;
+	__u8 protocol; /* IANA */
+	__u8 reason; /* enum reason */
+	__u8 pad[6];
+};
+
+/* How fast an attachment may cause events. */
+struct event_bucket {
+	__u64 due; /* bpf_ktime_get_coarse_ns() up to which the rate is used up */
+	__u64 lost;
+};
+
+/*
  * A reply flow: somebody outside has opened it, so its answers may leave.
  * Keyed by incarnation, never by attachment: a recycled index inherits nothing.
  */

@@ -3,6 +3,7 @@
 #ifndef NETFENCE_VERDICT_H
 #define NETFENCE_VERDICT_H
 
+#include "event.h"
 #include "maps.h"
 #include "parse.h"
 
@@ -218,8 +219,11 @@ static __always_inline __u64 policy_word(__u32 attachment)
 	return word ? *word : 0;
 }
 
-static __always_inline void count(__u32 attachment, enum reason reason, __u32 bytes)
+/* count tells of a drop as well. What p does not know of the packet is 0. */
+static __always_inline void count(__u64 identity, enum reason reason, __u32 bytes,
+				  const struct packet *p)
 {
+	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	struct counters *counters = bpf_map_lookup_elem(&nf_counters, &attachment);
 	__u32 index = attachment * MAX_REASONS + reason;
 	__u64 *drops;
@@ -236,6 +240,8 @@ static __always_inline void count(__u32 attachment, enum reason reason, __u32 by
 	drops = bpf_map_lookup_elem(&nf_drops, &index);
 	if (drops)
 		__sync_fetch_and_add(drops, 1);
+	if (event_interval && identity)
+		tell(identity, reason, bytes, p);
 }
 
 #endif

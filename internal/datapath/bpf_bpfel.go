@@ -59,6 +59,33 @@ type bpfCounters struct {
 	DroppedBytes   uint64
 }
 
+type bpfEvent struct {
+	_        structs.HostLayout
+	Time     uint64
+	Identity uint64
+	Lost     uint64
+	Src      struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Length   uint32
+	SrcPort  uint16
+	DstPort  uint16
+	Protocol uint8
+	Reason   uint8
+	Pad      [6]uint8
+}
+
+type bpfEventBucket struct {
+	_    structs.HostLayout
+	Due  uint64
+	Lost uint64
+}
+
 type bpfFlow struct {
 	_          structs.HostLayout
 	Deadline   uint64
@@ -178,6 +205,8 @@ const (
 	bpfMapNfClauses             = "nf_clauses"
 	bpfMapNfCounters            = "nf_counters"
 	bpfMapNfDrops               = "nf_drops"
+	bpfMapNfEventBuckets        = "nf_event_buckets"
+	bpfMapNfEvents              = "nf_events"
 	bpfMapNfExempt              = "nf_exempt"
 	bpfMapNfFlowCounts          = "nf_flow_counts"
 	bpfMapNfFlows               = "nf_flows"
@@ -199,6 +228,7 @@ const (
 	bpfProgNfOutL3              = "nf_out_l3"
 	bpfProgNfSendmsg4           = "nf_sendmsg4"
 	bpfProgNfSendmsg6           = "nf_sendmsg6"
+	bpfVarEventInterval         = "event_interval"
 	bpfVarGeneratedTypes        = "generated_types"
 	bpfVarMaxFlowsPerAttachment = "max_flows_per_attachment"
 )
@@ -264,25 +294,28 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	NfAttachments *ebpf.MapSpec `ebpf:"nf_attachments"`
-	NfCgroups     *ebpf.MapSpec `ebpf:"nf_cgroups"`
-	NfClauses     *ebpf.MapSpec `ebpf:"nf_clauses"`
-	NfCounters    *ebpf.MapSpec `ebpf:"nf_counters"`
-	NfDrops       *ebpf.MapSpec `ebpf:"nf_drops"`
-	NfExempt      *ebpf.MapSpec `ebpf:"nf_exempt"`
-	NfFlowCounts  *ebpf.MapSpec `ebpf:"nf_flow_counts"`
-	NfFlows       *ebpf.MapSpec `ebpf:"nf_flows"`
-	NfInterfaces  *ebpf.MapSpec `ebpf:"nf_interfaces"`
-	NfMeta        *ebpf.MapSpec `ebpf:"nf_meta"`
-	NfSlots       *ebpf.MapSpec `ebpf:"nf_slots"`
-	NfTables      *ebpf.MapSpec `ebpf:"nf_tables"`
-	NfWords       *ebpf.MapSpec `ebpf:"nf_words"`
+	NfAttachments  *ebpf.MapSpec `ebpf:"nf_attachments"`
+	NfCgroups      *ebpf.MapSpec `ebpf:"nf_cgroups"`
+	NfClauses      *ebpf.MapSpec `ebpf:"nf_clauses"`
+	NfCounters     *ebpf.MapSpec `ebpf:"nf_counters"`
+	NfDrops        *ebpf.MapSpec `ebpf:"nf_drops"`
+	NfEventBuckets *ebpf.MapSpec `ebpf:"nf_event_buckets"`
+	NfEvents       *ebpf.MapSpec `ebpf:"nf_events"`
+	NfExempt       *ebpf.MapSpec `ebpf:"nf_exempt"`
+	NfFlowCounts   *ebpf.MapSpec `ebpf:"nf_flow_counts"`
+	NfFlows        *ebpf.MapSpec `ebpf:"nf_flows"`
+	NfInterfaces   *ebpf.MapSpec `ebpf:"nf_interfaces"`
+	NfMeta         *ebpf.MapSpec `ebpf:"nf_meta"`
+	NfSlots        *ebpf.MapSpec `ebpf:"nf_slots"`
+	NfTables       *ebpf.MapSpec `ebpf:"nf_tables"`
+	NfWords        *ebpf.MapSpec `ebpf:"nf_words"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
+	EventInterval         *ebpf.VariableSpec `ebpf:"event_interval"`
 	GeneratedTypes        *ebpf.VariableSpec `ebpf:"generated_types"`
 	MaxFlowsPerAttachment *ebpf.VariableSpec `ebpf:"max_flows_per_attachment"`
 }
@@ -307,19 +340,21 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	NfAttachments *ebpf.Map `ebpf:"nf_attachments"`
-	NfCgroups     *ebpf.Map `ebpf:"nf_cgroups"`
-	NfClauses     *ebpf.Map `ebpf:"nf_clauses"`
-	NfCounters    *ebpf.Map `ebpf:"nf_counters"`
-	NfDrops       *ebpf.Map `ebpf:"nf_drops"`
-	NfExempt      *ebpf.Map `ebpf:"nf_exempt"`
-	NfFlowCounts  *ebpf.Map `ebpf:"nf_flow_counts"`
-	NfFlows       *ebpf.Map `ebpf:"nf_flows"`
-	NfInterfaces  *ebpf.Map `ebpf:"nf_interfaces"`
-	NfMeta        *ebpf.Map `ebpf:"nf_meta"`
-	NfSlots       *ebpf.Map `ebpf:"nf_slots"`
-	NfTables      *ebpf.Map `ebpf:"nf_tables"`
-	NfWords       *ebpf.Map `ebpf:"nf_words"`
+	NfAttachments  *ebpf.Map `ebpf:"nf_attachments"`
+	NfCgroups      *ebpf.Map `ebpf:"nf_cgroups"`
+	NfClauses      *ebpf.Map `ebpf:"nf_clauses"`
+	NfCounters     *ebpf.Map `ebpf:"nf_counters"`
+	NfDrops        *ebpf.Map `ebpf:"nf_drops"`
+	NfEventBuckets *ebpf.Map `ebpf:"nf_event_buckets"`
+	NfEvents       *ebpf.Map `ebpf:"nf_events"`
+	NfExempt       *ebpf.Map `ebpf:"nf_exempt"`
+	NfFlowCounts   *ebpf.Map `ebpf:"nf_flow_counts"`
+	NfFlows        *ebpf.Map `ebpf:"nf_flows"`
+	NfInterfaces   *ebpf.Map `ebpf:"nf_interfaces"`
+	NfMeta         *ebpf.Map `ebpf:"nf_meta"`
+	NfSlots        *ebpf.Map `ebpf:"nf_slots"`
+	NfTables       *ebpf.Map `ebpf:"nf_tables"`
+	NfWords        *ebpf.Map `ebpf:"nf_words"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -329,6 +364,8 @@ func (m *bpfMaps) Close() error {
 		m.NfClauses,
 		m.NfCounters,
 		m.NfDrops,
+		m.NfEventBuckets,
+		m.NfEvents,
 		m.NfExempt,
 		m.NfFlowCounts,
 		m.NfFlows,
@@ -344,6 +381,7 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
+	EventInterval         *ebpf.Variable `ebpf:"event_interval"`
 	GeneratedTypes        *ebpf.Variable `ebpf:"generated_types"`
 	MaxFlowsPerAttachment *ebpf.Variable `ebpf:"max_flows_per_attachment"`
 }
