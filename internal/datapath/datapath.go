@@ -70,10 +70,11 @@ type Datapath struct {
 	log  *slog.Logger
 	bpf  bpfObjects
 
-	// mu guards known and free. Lock order: attachment.mu before mu, mu before slots.mu.
-	mu    sync.Mutex
-	known map[string]*attachment
-	free  []uint32 // indices, the next one last
+	// mu guards what follows. Lock order: attachment.mu before mu, mu before slots.mu.
+	mu       sync.Mutex
+	known    map[string]*attachment
+	free     []uint32 // indices, the next one last
+	listener DNSListener
 
 	slots *slots
 
