@@ -37,7 +37,8 @@ func NewFunc(name string, f func(args []string) error) Func {
 func (f Func) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = f.name
-	cmd.Env = append(os.Environ(), funcEnv+"="+f.name)
+	// With the race detector a program waits a second before it exits, unless told otherwise.
+	cmd.Env = append(os.Environ(), funcEnv+"="+f.name, "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -65,29 +66,8 @@ func callFunc(name string) int {
 // may Wait for cmd.
 func Start(t TB, cmd *exec.Cmd, ns *NS, cg *Cgroup) {
 	t.Helper()
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
-	if cg != nil {
-		dir, err := os.Open(cg.Path)
-		if err != nil {
-			t.Fatalf("start %s: %v", cmd, err)
-		}
-		defer dir.Close()
-		// clone3(2) CLONE_INTO_CGROUP.
-		cmd.SysProcAttr.UseCgroupFD = true
-		cmd.SysProcAttr.CgroupFD = int(dir.Fd())
-	}
-	var err error
-	start := func() { err = cmd.Start() }
-	if ns != nil {
-		ns.Do(start)
-	} else {
-		start()
-	}
-	if err != nil {
-		t.Fatalf("start %s: %v", cmd, err)
+	if err := start(cmd, ns, cg); err != nil {
+		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() {
 		if cmd.ProcessState != nil {
@@ -98,4 +78,33 @@ func Start(t TB, cmd *exec.Cmd, ns *NS, cg *Cgroup) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+}
+
+// start is Start without a test that ends the process.
+func start(cmd *exec.Cmd, ns *NS, cg *Cgroup) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	if cg != nil {
+		dir, err := os.Open(cg.Path)
+		if err != nil {
+			return fmt.Errorf("start %s: %w", cmd, err)
+		}
+		defer dir.Close()
+		// clone3(2) CLONE_INTO_CGROUP.
+		cmd.SysProcAttr.UseCgroupFD = true
+		cmd.SysProcAttr.CgroupFD = int(dir.Fd())
+	}
+	var err error
+	begin := func() { err = cmd.Start() }
+	if ns != nil {
+		ns.Do(begin)
+	} else {
+		begin()
+	}
+	if err != nil {
+		return fmt.Errorf("start %s: %w", cmd, err)
+	}
+	return nil
 }

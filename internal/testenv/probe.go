@@ -165,6 +165,15 @@ func (s *sender) send() {
 	}
 }
 
+// sendOne sends one packet to another address by the same socket.
+func (s *sender) sendOne(to netip.AddrPort) error {
+	payload := s.packet(0)
+	if s.v6 {
+		return unix.Sendto(s.fd, payload, 0, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+	}
+	return unix.Sendto(s.fd, payload, 0, &unix.SockaddrInet4{Port: int(to.Port()), Addr: addr4(to.Addr())})
+}
+
 func (s *sender) failed(call string, err error) {
 	if s.out.Call == "" {
 		s.out.Call = call

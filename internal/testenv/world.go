@@ -12,6 +12,7 @@ import (
 //	10.77.0.2                                198.51.100.0/24 203.0.113.0/24
 //	fd77::2                                  169.254.169.254
 //	                                         2001:db8:100::/48 2001:db8:200::/48
+//	                                         9.9.9.9 2620:fe::fe
 //
 // Every address of the outside networks answers. The host's default route leads
 // outside.
@@ -34,6 +35,12 @@ const (
 	BridgePort // a veth in a bridge that has the host's addresses
 )
 
+// Addresses of a public resolver. What is to ask Netfence must never ask them.
+const (
+	ForeignResolver4 = "9.9.9.9"
+	ForeignResolver6 = "2620:fe::fe"
+)
+
 // What the outside of a World owns.
 var outside = []netip.Prefix{
 	netip.MustParsePrefix("198.51.100.0/24"),
@@ -41,6 +48,9 @@ var outside = []netip.Prefix{
 	netip.MustParsePrefix("169.254.169.254/32"),
 	netip.MustParsePrefix("2001:db8:100::/48"),
 	netip.MustParsePrefix("2001:db8:200::/48"),
+	// Resolvers that everyone knows, so that it is seen who asks them.
+	netip.MustParsePrefix(ForeignResolver4 + "/32"),
+	netip.MustParsePrefix(ForeignResolver6 + "/128"),
 }
 
 // NewWorld builds a World around host, which may be Self for tests that run the
