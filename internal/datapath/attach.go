@@ -103,6 +103,9 @@ func (d *Datapath) enter(a *attachment) error {
 	if err := d.bpf.NfFlowCounts.Put(a.index, uint64(0)); err != nil {
 		return fmt.Errorf("flow count: %w", err)
 	}
+	if err := d.bpf.NfEventBuckets.Put(a.index, &bpfEventBucket{}); err != nil {
+		return fmt.Errorf("event bucket: %w", err)
+	}
 	if err := d.bpf.NfAttachments.Put(a.index, &a.record); err != nil {
 		return fmt.Errorf("attachment record: %w", err)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/target"
 )
 
@@ -62,6 +63,12 @@ type Config struct {
 	// MaxFlowTCP and MaxFlowOther bound how long a flow to a learned address goes
 	// on after its name was last learned; default 24 h and 4 h.
 	MaxFlowTCP, MaxFlowOther time.Duration
+
+	// Events is told what is dropped, and what was lost of that, by one goroutine;
+	// nil: nobody is. While it waits, more is lost; packets never wait for it.
+	Events func(events.Event)
+	// EventRate bounds the events a second of an attachment; 0: events.DefaultRate.
+	EventRate int
 }
 
 // Datapath is the kernel side of all attachments.
@@ -69,6 +76,8 @@ type Datapath struct {
 	pins pins
 	log  *slog.Logger
 	bpf  bpfObjects
+
+	witness *witness // nil: nobody is told of events
 
 	// mu guards what follows. Lock order: attachment.mu before mu, mu before slots.mu.
 	mu       sync.Mutex
@@ -129,10 +138,12 @@ func (d *Datapath) IDs() ([]string, error) {
 }
 
 // Close releases file descriptors. Pinned links keep filtering; see RemoveAll.
+// Events that nobody has been told of yet are dropped; see DrainEvents.
 func (d *Datapath) Close() error {
 	d.stop()
+	err := d.witness.close()
 	d.done.Wait()
-	return d.bpf.Close()
+	return errors.Join(err, d.bpf.Close())
 }
 
 // lock returns the attachment with its mutex held, or nil.

@@ -38,7 +38,12 @@ func pinDir(t testing.TB) string {
 
 func open(t testing.TB, dir string) *Datapath {
 	t.Helper()
-	d, err := Open(Config{Dir: dir})
+	return openWith(t, Config{Dir: dir})
+}
+
+func openWith(t testing.TB, cfg Config) *Datapath {
+	t.Helper()
+	d, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,11 +34,19 @@ func Open(cfg Config) (*Datapath, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Datapath{pins: p, log: cfg.Log, known: make(map[string]*attachment)}
-	if err := d.load(cfg.MaxFlows); err != nil {
+	if err := d.load(cfg); err != nil {
 		return nil, err
 	}
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
+	}
+	if cfg.Events != nil {
+		w, err := newWitness(d, cfg.Events)
+		if err != nil {
+			return nil, errors.Join(err, d.bpf.Close())
+		}
+		d.witness = w
+		d.done.Go(w.run)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	d.stop = stop
@@ -47,13 +55,16 @@ func Open(cfg Config) (*Datapath, error) {
 	return d, nil
 }
 
-func (d *Datapath) load(maxFlows uint64) error {
+func (d *Datapath) load(cfg Config) error {
 	spec, err := loadBpf()
 	if err != nil {
 		return err
 	}
-	if maxFlows != 0 {
-		if err := spec.Variables[bpfVarMaxFlowsPerAttachment].Set(maxFlows); err != nil {
+	if err := limitEvents(spec, cfg); err != nil {
+		return err
+	}
+	if cfg.MaxFlows != 0 {
+		if err := spec.Variables[bpfVarMaxFlowsPerAttachment].Set(cfg.MaxFlows); err != nil {
 			return fmt.Errorf("limits.flows: %w", err)
 		}
 	}
