@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
 )
@@ -65,7 +66,7 @@ func manyRules(n int) *policy.Policy {
 
 // BenchmarkPacket is what a packet costs at an interface, beside a program that does nothing.
 func BenchmarkPacket(b *testing.B) {
-	d := open(b, pinDir(b))
+	d := openWith(b, Config{Dir: pinDir(b), Events: func(events.Event) {}})
 	id := attach(b, d, vethTarget(b, "v0"))
 	// test_run without a context comes from lo, which is no target: lend it the identity.
 	cookie, err := target.NetnsCookie()
@@ -109,7 +110,7 @@ func BenchmarkPacket(b *testing.B) {
 			{"allowed, 10 rules", packets(out, passed, udp4(to, 9), ten)},
 			{"allowed, 1,000 rules", packets(out, passed, udp4(to, 9), thousand)},
 			{"allowed, 100,000 rules", packets(out, passed, udp4(to, 9), many)},
-			{"dropped and counted, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
+			{"dropped, counted, over the rate, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
 			{"the other side, no flows", packets(d.bpf.NfInL2, passed, tcp4(to, 9)[:34], ten)},
 		})
 	}
