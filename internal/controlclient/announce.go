@@ -63,8 +63,8 @@ func (s *session) takeDue() []string {
 func (s *session) tellCome(ids []string, applied bool) bool {
 	for _, id := range ids {
 		a, _, err := s.c.opts.Store.Get(id)
-		if err != nil || a.Removing != state.ReasonNone {
-			// It went away meanwhile; tellGone has it.
+		if err != nil || a.OwnPolicy || a.Removing != state.ReasonNone {
+			// It is none of the peer's business, or went away meanwhile, and tellGone has it.
 			continue
 		}
 		record := s.c.subscribed(a)

@@ -30,7 +30,8 @@ func (s *session) handle(ctx context.Context, cmd *netfencev1.ControlCommand) {
 	}
 	a, _, err := s.c.opts.Store.Get(cmd.GetId())
 	switch {
-	case err != nil:
+	case err != nil, a.OwnPolicy:
+		// Who gave an attachment its policy did not give it to the control plane.
 		s.unknown(cmd)
 		return
 	case a.Removing != state.ReasonNone:
@@ -107,7 +108,7 @@ func (s *session) confirm(ctx context.Context, cmd *netfencev1.ControlCommand, r
 			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_UNKNOWN, "", nil)
 		default:
 			s.c.log.Warn("command refused by the kernel", "attachment", brief.GetId(), "number", brief.GetNumber(), "err", err)
-			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(brief.GetId()), wire.Violations(brief, err))
+			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(brief.GetId()), wire.CommandViolations(brief, err))
 		}
 	})
 }
@@ -118,7 +119,7 @@ func (s *session) refused(cmd *netfencev1.ControlCommand, a state.Attachment, er
 	if a.Pending && (cmd.GetSubscribedAck() != nil || cmd.GetBulkUpdate() != nil) {
 		s.c.settle(a.ID, outcome{err: err})
 	}
-	s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(a.ID), wire.Violations(cmd, err))
+	s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(a.ID), wire.CommandViolations(cmd, err))
 }
 
 // refuseWithoutID answers a command that names no attachment: one about named policies, or a mistake.
@@ -128,7 +129,7 @@ func (s *session) refuseWithoutID(cmd *netfencev1.ControlCommand) {
 		err = violation("id", "", "an attachment's id")
 	}
 	s.c.log.Warn("command refused", "number", cmd.GetNumber(), "err", err)
-	s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_REFUSED, "", wire.Violations(cmd, err))
+	s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_REFUSED, "", wire.CommandViolations(cmd, err))
 }
 
 // unknown answers a command for an attachment that is not here.

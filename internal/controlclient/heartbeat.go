@@ -51,6 +51,9 @@ func (c *Client) beats(yield func(*netfencev1.Heartbeat) bool) {
 	beat, size := new(netfencev1.Heartbeat), eventOverhead
 	if c.opts.Counters != nil {
 		for _, a := range c.opts.Store.List() {
+			if a.OwnPolicy {
+				continue
+			}
 			counters, ok := c.opts.Counters(a.ID)
 			if !ok {
 				continue

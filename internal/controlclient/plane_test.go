@@ -21,6 +21,8 @@ type plane struct {
 	t        *testing.T
 	listener *bufconn.Listener
 	streams  chan *peerStream
+	// query answers QueryDns; nil: UNIMPLEMENTED, as the policy folder does.
+	query func(context.Context, *netfencev1.DnsQueryRequest) (*netfencev1.DnsQueryResponse, error)
 }
 
 // peerStream is one daemon's stream. end ends it with an error.
@@ -59,6 +61,13 @@ func (p *plane) Connect(stream grpc.BidiStreamingServer[netfencev1.DaemonEvent, 
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
+}
+
+func (p *plane) QueryDns(ctx context.Context, r *netfencev1.DnsQueryRequest) (*netfencev1.DnsQueryResponse, error) {
+	if p.query == nil {
+		return p.UnimplementedControlPlaneServer.QueryDns(ctx, r)
+	}
+	return p.query(ctx, r)
 }
 
 func (p *plane) dial(context.Context) (Conn, error) {

@@ -40,6 +40,7 @@ var (
 // session is one stream, from SyncRequest to its end.
 type session struct {
 	c      *Client
+	conn   grpc.ClientConnInterface // of the stream
 	stream grpc.BidiStreamingClient[netfencev1.DaemonEvent, netfencev1.ControlCommand]
 	cancel context.CancelCauseFunc // ends the stream
 
@@ -75,6 +76,7 @@ func (c *Client) stream(ctx context.Context) error {
 	}
 	s := &session{
 		c:       c,
+		conn:    conn,
 		stream:  stream,
 		cancel:  cancel,
 		sending: make(chan struct{}, 1),

@@ -20,6 +20,8 @@ func (s *session) sync() error {
 	size := proto.Size(request) + eventOverhead
 	for _, a := range s.c.opts.Store.List() {
 		switch {
+		case a.OwnPolicy:
+			continue
 		case a.Removing != state.ReasonNone:
 			// Its Unsubscribed follows when the kernel has let go of it.
 			continue

@@ -23,6 +23,10 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 	if err := checkAttach(r); err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
+	own, err := s.readPolicy(r.GetPolicy())
+	if err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
 	t, err := s.resolve(r)
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
@@ -33,12 +37,15 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 			return nil, err
 		}
 		if found != nil {
-			return attachResponse(*found, false), nil
+			if err := s.renew(ctx, found, own, r.GetDryRun()); err != nil {
+				return nil, err
+			}
+			return s.attachResponse(*found, false, own), nil
 		}
 		if r.GetDryRun() {
 			return &netfencev1.AttachResponse{Created: true}, nil
 		}
-		a, err := s.create(ctx, r, t)
+		a, err := s.create(ctx, r, t, own)
 		var taken *state.TakenError
 		if errors.As(err, &taken) {
 			continue // somebody was faster; existing tells whether that is a conflict
@@ -49,7 +56,7 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 		if err != nil {
 			return nil, fmt.Errorf("attach %s: %w", t, err)
 		}
-		return attachResponse(a, true), nil
+		return s.attachResponse(a, true, own), nil
 	}
 }
 
@@ -107,16 +114,20 @@ func otherSide(r *netfencev1.AttachRequest, have, want target.Target) bool {
 }
 
 // create is one attempt, rolled back unless it succeeds.
-func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t target.Target) (_ state.Attachment, err error) {
+func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t target.Target, own *ownPolicy) (_ state.Attachment, err error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return state.Attachment{}, err
 	}
 	defer s.flights.begin(id.String())()
-	a, revision, err := s.opts.Store.Create(state.Attachment{
+	wanted := state.Attachment{
 		ID: id.String(), Key: r.GetKey(), Target: t, Metadata: r.GetMetadata(), AttachedAt: time.Now().UTC(),
 		Policy: policy.BlockAll(), Pending: true, Held: true,
-	})
+	}
+	if own != nil {
+		wanted.Policy, wanted.OwnPolicy, wanted.Pending = own.policy, true, false
+	}
+	a, revision, err := s.opts.Store.Create(wanted)
 	if err != nil {
 		return state.Attachment{}, err
 	}
@@ -128,8 +139,10 @@ func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t targ
 	if err := s.waitKernel(ctx, a.ID, revision); err != nil {
 		return state.Attachment{}, err
 	}
-	if err := s.opts.Subscriber.Subscribe(ctx, a.ID); err != nil {
-		return state.Attachment{}, err
+	if own == nil {
+		if err := s.opts.Subscriber.Subscribe(ctx, a.ID); err != nil {
+			return state.Attachment{}, err
+		}
 	}
 	// The caller may be gone by now, and would not learn the id.
 	if err := ctx.Err(); err != nil {
@@ -172,6 +185,11 @@ func (s *Server) waitKernel(ctx context.Context, id string, revision state.Revis
 	return callErrorf(codes.DeadlineExceeded, "the kernel did not follow within %v (%s)", s.opts.KernelTimeout, why)
 }
 
-func attachResponse(a state.Attachment, created bool) *netfencev1.AttachResponse {
-	return &netfencev1.AttachResponse{Id: a.ID, Created: created, Warnings: warnings(a)}
+func (s *Server) attachResponse(a state.Attachment, created bool, own *ownPolicy) *netfencev1.AttachResponse {
+	response := &netfencev1.AttachResponse{Id: a.ID, Created: created, Warnings: warnings(a)}
+	if own != nil {
+		response.Warnings = append(response.Warnings, own.warnings...)
+	}
+	response.DnsAddress, response.Nameservers = s.opts.DNS(a.ID)
+	return response
 }

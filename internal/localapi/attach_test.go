@@ -282,10 +282,6 @@ func TestAttachRefuses(t *testing.T) {
 		},
 		{with(func(r *netfencev1.AttachRequest) { r.Direction = 7 }), codes.InvalidArgument, "attach: unknown direction 7"},
 		{
-			with(func(r *netfencev1.AttachRequest) { r.Policy = &netfencev1.BulkUpdate{} }), codes.Unimplemented,
-			"attach: policy is not supported yet (leave it out)",
-		},
-		{
 			with(func(r *netfencev1.AttachRequest) { r.PolicyName = "a" }), codes.Unimplemented,
 			"attach: policy_name is not supported yet (leave it out)",
 		},

@@ -9,9 +9,11 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/internal/wire"
 )
 
 // SubscribeReason says why an attachment got no first policy.
@@ -57,12 +59,31 @@ func toStatus(err error) error {
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
-	return status.Error(code(err), err.Error())
+	st := status.New(code(err), err.Error())
+	var policy *policyError
+	if errors.As(err, &policy) {
+		st = withViolations(st, policy)
+	}
+	return st.Err()
+}
+
+// withViolations adds every reason to the first, which the text has.
+func withViolations(st *status.Status, refused *policyError) *status.Status {
+	var details []protoadapt.MessageV1
+	for _, v := range wire.Violations(refused.field, refused.err) {
+		details = append(details, v)
+	}
+	detailed, err := st.WithDetails(details...)
+	if err != nil { // text that is not UTF-8
+		return st
+	}
+	return detailed
 }
 
 func code(err error) codes.Code {
 	var (
 		call       *callError
+		policy     *policyError
 		subscribe  *SubscribeError
 		notFound   *target.NotFoundError
 		invalid    *target.InvalidError
@@ -74,6 +95,8 @@ func code(err error) codes.Code {
 	switch {
 	case errors.As(err, &call):
 		return call.code
+	case errors.As(err, &policy):
+		return policy.code()
 	case errors.As(err, &subscribe):
 		return subscribe.code()
 	case errors.Is(err, context.Canceled):

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -44,11 +45,23 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 		Pending:    a.Pending,
 		Warnings:   warnings(a),
 		Key:        a.Key,
+		Learned:    learned(s.opts.Learned(a.ID)),
+		OwnPolicy:  a.OwnPolicy,
 	}
 	if st.LastError != nil {
 		response.LastError = st.LastError.Error()
 	}
 	return response, nil
+}
+
+func learned(list []Learned) []*netfencev1.LearnedAddress {
+	addresses := make([]*netfencev1.LearnedAddress, len(list))
+	for i, l := range list {
+		addresses[i] = &netfencev1.LearnedAddress{
+			Address: l.Addr.String(), Names: l.Names, Ports: wire.PortRanges(l.Ports), Remaining: durationpb.New(l.Remaining),
+		}
+	}
+	return addresses
 }
 
 // GetStatus returns the state of the daemon.
@@ -99,6 +112,7 @@ func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.Attachme
 		Metadata:   a.Metadata,
 		AttachedAt: timestamppb.New(a.AttachedAt),
 	}
+	info.DnsAddress, _ = s.opts.DNS(a.ID)
 	if a.Target.Type == target.Interface {
 		info.Type = netfencev1.AttachmentType_ATTACHMENT_TYPE_TC
 		info.Direction = netfencev1.Direction_DIRECTION_INGRESS
@@ -111,6 +125,7 @@ func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.Attachme
 		return info, nil
 	}
 	info.PacketsAllowed, info.PacketsBlocked = counters.PacketsAllowed, counters.PacketsBlocked
+	info.DnsQueriesAllowed, info.DnsQueriesBlocked = counters.DNSQueriesAllowed, counters.DNSQueriesBlocked
 	return info, counters.Drops
 }
 

@@ -37,7 +37,7 @@ type env struct {
 	client     netfencev1.DaemonServiceClient
 }
 
-func newEnv(t *testing.T, limits state.Limits) *env {
+func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 	t.Helper()
 	dir := t.TempDir()
 	store, err := state.Open(filepath.Join(dir, "state.db"), "boot", state.Options{Limits: limits})
@@ -49,7 +49,7 @@ func newEnv(t *testing.T, limits state.Limits) *env {
 		kernel:     &fakeKernel{store: store, holds: make(map[string]*policy.Compiled)},
 		subscriber: &fakeSubscriber{store: store, policy: &policy.Policy{Mode: policy.ModeAllowlist}},
 	}
-	e.server = New(Options{
+	opts := Options{
 		Store: store, Subscriber: e.subscriber, Resolver: fakeResolver{}, Counters: e.kernel.counters,
 		Status: func() Status {
 			return Status{
@@ -59,7 +59,11 @@ func newEnv(t *testing.T, limits state.Limits) *env {
 			}
 		},
 		KernelTimeout: 200 * time.Millisecond,
-	})
+	}
+	for _, change := range edit {
+		change(&opts)
+	}
+	e.server = New(opts)
 	socket := filepath.Join(dir, "d.sock")
 	listener, err := Listen(t.Context(), socket)
 	if err != nil {
@@ -204,7 +208,9 @@ func (k *fakeKernel) counters(id string) (Counters, bool) {
 	if _, ok := k.mode(id); !ok {
 		return Counters{}, false
 	}
-	return Counters{PacketsAllowed: 12, PacketsBlocked: 3, Drops: map[string]uint64{"no-rule": 3}}, true
+	return Counters{
+		PacketsAllowed: 12, PacketsBlocked: 3, DNSQueriesAllowed: 5, DNSQueriesBlocked: 2, Drops: map[string]uint64{"no-rule": 3},
+	}, true
 }
 
 // fakeSubscriber acknowledges with its policy, unless told otherwise.

@@ -23,7 +23,6 @@ func checkAttach(r *netfencev1.AttachRequest) error {
 		name string
 		set  bool
 	}{
-		{"policy", r.GetPolicy() != nil},
 		{"policy_name", r.GetPolicyName() != ""},
 		{"inherit_learned_from", r.GetInheritLearnedFrom() != ""},
 	} {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +20,7 @@ import (
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
 )
 
 // Subscriber gets the first policy of an attachment from the control plane.
@@ -37,9 +39,18 @@ type Resolver interface {
 
 // Counters of an attachment since it was attached.
 type Counters struct {
-	PacketsAllowed, PacketsBlocked uint64
+	PacketsAllowed, PacketsBlocked       uint64
+	DNSQueriesAllowed, DNSQueriesBlocked uint64
 	// Drops counts dropped packets by reason.
 	Drops map[string]uint64
+}
+
+// Learned is an address that names have opened, for one set of ports.
+type Learned struct {
+	Addr      netip.Addr
+	Names     []string       // the newest first
+	Ports     []policy.Ports // none: every protocol
+	Remaining time.Duration  // until no new flow passes
 }
 
 // Status is what the daemon knows of itself.
@@ -51,6 +62,9 @@ type Status struct {
 	Problems []string
 }
 
+// maxRequestBytes is what a policy may take here, as much as in a control plane's command.
+const maxRequestBytes = 16 << 20
+
 // Options are what a Server needs. Store, Subscriber, Resolver, Counters and Status are required.
 type Options struct {
 	Store      *state.Store
@@ -59,6 +73,11 @@ type Options struct {
 	// Counters reads the kernel's counters; false when the kernel does not hold id.
 	Counters func(id string) (Counters, bool)
 	Status   func() Status
+	// DNS tells where the DNS server of an attachment is: its address with the port, and addresses as a resolv.conf has
+	// them. Empty: there is none. Nil: for nobody.
+	DNS func(id string) (address string, nameservers []string)
+	// Learned lists what an attachment has learned and what holds still. Nil: nothing.
+	Learned func(id string) []Learned
 	// DetachOrphans ends what the kernel filters and the store does not know. Nil: there is nothing of the kind.
 	DetachOrphans func() error
 	// KernelTimeout bounds how long a call waits for the kernel alone; 0: 10 s. What the control plane takes is the
@@ -84,8 +103,14 @@ func New(opts Options) *Server {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
+	if opts.DNS == nil {
+		opts.DNS = func(string) (string, []string) { return "", nil }
+	}
+	if opts.Learned == nil {
+		opts.Learned = func(string) []Learned { return nil }
+	}
 	s := &Server{opts: opts, health: health.NewServer()}
-	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.answer), grpc.WaitForHandlers(true))
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.answer), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxRequestBytes))
 	netfencev1.RegisterDaemonServiceServer(s.grpc, s)
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	return s

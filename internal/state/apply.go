@@ -106,6 +106,16 @@ func (s *Store) checkFree(a *Attachment) error {
 	return nil
 }
 
+// Check tells whether Create and Apply would take p, but for what the kernel
+// says. The error is policy's.
+func (s *Store) Check(p *policy.Policy) error {
+	p, err := s.settle(p, nil)
+	if err == nil {
+		_, err = p.Compile()
+	}
+	return err
+}
+
 // settle validates p and gives its rules their deadlines.
 func (s *Store) settle(p, prev *policy.Policy) (*policy.Policy, error) {
 	if err := p.Validate(s.limits.Policy); err != nil {

@@ -46,6 +46,9 @@ type Attachment struct {
 	PolicyRevision string   `json:"policy_revision,omitempty"`
 	Revision       Revision `json:"revision"`
 
+	// OwnPolicy: the policy is that of who attached it. No control plane is
+	// told of the attachment, nor may change it.
+	OwnPolicy bool `json:"own_policy,omitempty"`
 	// Pending: no source has given a policy yet.
 	Pending bool `json:"pending,omitempty"`
 	// Held: a local caller waits for the attach. A daemon that starts and

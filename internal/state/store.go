@@ -112,7 +112,7 @@ func (s *Store) Changed() <-chan struct{} {
 }
 
 // Gone returns the attachments that went and that Forget was not called for, in
-// the order in which they went. Their consumer is the control client. Those from
+// the order in which they went, without those that had a policy of their own. Their consumer is the control client. Those from
 // before a start are not here, nor more than may be attached (the oldest fall
 // out): that an attachment is gone is seen from List; only the reason is from here.
 func (s *Store) Gone() []Tombstone {
@@ -163,6 +163,10 @@ func (s *Store) bury(r *record) {
 	delete(s.byKey, a.Key)
 	delete(s.byTarget, identity(a.Target))
 	delete(s.dirty, a.ID)
+	s.notify(r)
+	if a.OwnPolicy {
+		return // who reads graves was never told that it was there
+	}
 	if len(s.gone) >= s.limits.Attachments {
 		oldest := grave{number: s.buried}
 		for _, g := range s.gone {
@@ -174,7 +178,6 @@ func (s *Store) bury(r *record) {
 	}
 	s.gone[a.ID] = grave{Tombstone{a.ID, a.Target, a.Removing, a.ReasonText}, s.buried}
 	s.buried++
-	s.notify(r)
 }
 
 // soil marks an attachment for the reconciler. mu is held.

@@ -24,7 +24,7 @@ func BulkUpdate(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
 		Dns:        w.dns(&p.DNS),
 		Audit:      p.Audit,
 		Replies:    encode(replies, p.Replies),
-		RepliesUdp: portsTo(p.RepliesUDP),
+		RepliesUdp: PortRanges(p.RepliesUDP),
 		Loopback:   encode(loopbacks, p.Loopback),
 		Source:     texts(p.Source, policy.Source.String),
 	}
@@ -76,7 +76,7 @@ func (w *writer) rules(list string, rules []policy.Rule) []*netfencev1.CIDREntry
 		r := &rules[i]
 		w.needs(Ports, list, i, "ports", len(r.Ports) > 0)
 		w.needs(ExpiresAt, list, i, "expires_at", !r.ExpiresAt.IsZero())
-		entry := &netfencev1.CIDREntry{Cidr: r.Prefix.String(), Ports: portsTo(r.Ports)}
+		entry := &netfencev1.CIDREntry{Cidr: r.Prefix.String(), Ports: PortRanges(r.Ports)}
 		if r.TTL != 0 {
 			entry.Ttl = durationpb.New(r.TTL)
 		}
@@ -122,14 +122,15 @@ func (w *writer) domains(list string, rules []policy.DomainRule) []*netfencev1.D
 		entries[i] = &netfencev1.DomainEntry{
 			Domain:            r.Domain,
 			IncludeSubdomains: r.IncludeSubdomains,
-			Ports:             portsTo(r.Ports),
+			Ports:             PortRanges(r.Ports),
 			Private:           r.Private,
 		}
 	}
 	return entries
 }
 
-func portsTo(ports []policy.Ports) []*netfencev1.PortRange {
+// PortRanges writes ports.
+func PortRanges(ports []policy.Ports) []*netfencev1.PortRange {
 	var ranges []*netfencev1.PortRange
 	for _, p := range ports {
 		m := &netfencev1.PortRange{First: uint32(p.First), Last: uint32(p.Last), Protocol: encode(protocols, p.Protocol)}

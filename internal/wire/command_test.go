@@ -128,7 +128,7 @@ func TestChangeFromRefuses(t *testing.T) {
 			if got := refused.Violations[0].Field; got != tt.field || refused.Unimplemented != tt.unimplemented {
 				t.Errorf("got %s (unimplemented %v): %v", got, refused.Unimplemented, err)
 			}
-			if list := wire.Violations(cmd, err); list[0].GetField() != tt.field {
+			if list := wire.CommandViolations(cmd, err); list[0].GetField() != tt.field {
 				t.Errorf("result names %s", list[0].GetField())
 			}
 		})
@@ -149,7 +149,7 @@ func TestViolationsOfPolicy(t *testing.T) {
 		{&policy.InvalidError{Field: "rules", Value: "v", Reason: "r"}, "bulk_update.rules"},
 		{errors.New("the kernel has no room"), "bulk_update"},
 	} {
-		list := wire.Violations(cmd, tt.err)
+		list := wire.CommandViolations(cmd, tt.err)
 		if len(list) != 1 || list[0].GetField() != tt.field || list[0].GetExpected() == "" {
 			t.Errorf("%v: got %v", tt.err, list)
 		}

@@ -55,11 +55,14 @@ func (r *reader) refuse(field string, value any, expected string) {
 		Violation{r.at(field), clip(fmt.Sprint(value)), clip(expected)})
 }
 
+// unset is expected of what this version does not act upon.
+const unset = "to be unset: not implemented in this version"
+
 // needs refuses a field that is set and belongs to a feature which this build has not.
 func (r *reader) needs(f Feature, field string, value any, set bool) {
 	if set && !Self().Has(f) {
 		r.refused.Unimplemented = true
-		r.refuse(field, value, "to be unset: not implemented in this version")
+		r.refuse(field, value, unset)
 	}
 }
 

@@ -48,27 +48,45 @@ func (e *RefusedError) Error() string {
 	return first
 }
 
-// Violations lists why a command was refused, for its CommandResult: by the fields of the command where err is of this
-// package or of policy.Validate, else the text alone.
-func Violations(cmd *netfencev1.ControlCommand, err error) []*netfencev1.Violation {
+// CommandViolations lists why a command was refused, for its CommandResult: by the fields of the command where err is
+// of this package or of package policy, else the text alone.
+func CommandViolations(cmd *netfencev1.ControlCommand, err error) []*netfencev1.Violation {
 	var refused *RefusedError
-	var invalid *policy.InvalidError
+	if errors.As(err, &refused) { // its paths begin at the command
+		return refused.violations("")
+	}
+	return Violations(commandField(cmd), err)
+}
+
+// Violations lists why the policy in a field of a request was refused.
+func Violations(field string, err error) []*netfencev1.Violation {
+	var (
+		refused     *RefusedError
+		invalid     *policy.InvalidError
+		unsupported *policy.UnsupportedError
+	)
 	switch {
 	case errors.As(err, &refused):
-		list := make([]*netfencev1.Violation, len(refused.Violations))
-		for i, v := range refused.Violations {
-			list[i] = &netfencev1.Violation{Field: v.Field, Value: v.Value, Expected: v.Expected}
-		}
-		return list
+		return refused.violations(field + ".")
 	case errors.As(err, &invalid):
 		return []*netfencev1.Violation{{
-			Field:    commandField(cmd) + "." + policyFields.Replace(invalid.Field),
+			Field:    field + "." + policyFields.Replace(invalid.Field),
 			Value:    clip(invalid.Value),
 			Expected: clip(invalid.Reason),
 		}}
+	case errors.As(err, &unsupported):
+		return []*netfencev1.Violation{{Field: field + "." + policyFields.Replace(unsupported.Field), Expected: unset}}
 	default:
-		return []*netfencev1.Violation{{Field: commandField(cmd), Expected: clip(err.Error())}}
+		return []*netfencev1.Violation{{Field: field, Expected: clip(err.Error())}}
 	}
+}
+
+func (e *RefusedError) violations(prefix string) []*netfencev1.Violation {
+	list := make([]*netfencev1.Violation, len(e.Violations))
+	for i, v := range e.Violations {
+		list[i] = &netfencev1.Violation{Field: strings.TrimSuffix(prefix+v.Field, "."), Value: v.Value, Expected: v.Expected}
+	}
+	return list
 }
 
 // policyFields turns paths of package policy into paths of the protocol.

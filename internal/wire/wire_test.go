@@ -242,7 +242,7 @@ func TestRefusalIsBounded(t *testing.T) {
 	if len(refused.Violations) != 32 || refused.More != 968 {
 		t.Errorf("got %d and %d more, want 32 and 968", len(refused.Violations), refused.More)
 	}
-	result := &netfencev1.CommandResult{Violations: wire.Violations(nil, err)}
+	result := &netfencev1.CommandResult{Violations: wire.CommandViolations(nil, err)}
 	if b, err := proto.Marshal(result); err != nil || len(b) > 32*640 {
 		t.Errorf("result of %d bytes, %v", len(b), err)
 	}

@@ -11,6 +11,7 @@ package netfencev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -155,7 +156,10 @@ type AttachRequest struct {
 	// The caller's own name for the attachment. The same key and target return the existing attachment, so a retry is
 	// safe; the same key and another target are FAILED_PRECONDITION.
 	Key string `protobuf:"bytes,103,opt,name=key,proto3" json:"key,omitempty"`
-	// First policy, in place of the control plane's. Not with a remote control plane.
+	// The caller's own policy, in force before Attach returns. The attachment is then its caller's alone: no control
+	// plane is told of it nor obeyed for it. With a key that is in use, the policy of the existing attachment is replaced,
+	// which must have been the caller's too. Its dns.mode can not be proxy. A refused policy is INVALID_ARGUMENT with a
+	// Violation for each reason in the details of the status, or UNIMPLEMENTED.
 	Policy *BulkUpdate `protobuf:"bytes,104,opt,name=policy,proto3" json:"policy,omitempty"`
 	// First policy by name. Not with policy.
 	PolicyName string `protobuf:"bytes,105,opt,name=policy_name,json=policyName,proto3" json:"policy_name,omitempty"`
@@ -915,7 +919,11 @@ type GetResponse struct {
 	// What the attachment can not confine, one line each.
 	Warnings []string `protobuf:"bytes,8,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The caller's own name for the attachment; empty when it gave none.
-	Key           string `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`
+	Key string `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`
+	// Addresses that answers to DNS queries have opened and that new flows may go to now.
+	Learned []*LearnedAddress `protobuf:"bytes,10,rep,name=learned,proto3" json:"learned,omitempty"`
+	// The policy is the caller's own (AttachRequest.policy), not a control plane's.
+	OwnPolicy     bool `protobuf:"varint,11,opt,name=own_policy,json=ownPolicy,proto3" json:"own_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,6 +1021,93 @@ func (x *GetResponse) GetKey() string {
 	return ""
 }
 
+func (x *GetResponse) GetLearned() []*LearnedAddress {
+	if x != nil {
+		return x.Learned
+	}
+	return nil
+}
+
+func (x *GetResponse) GetOwnPolicy() bool {
+	if x != nil {
+		return x.OwnPolicy
+	}
+	return false
+}
+
+// LearnedAddress is an address that names have opened, for one set of ports.
+type LearnedAddress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The address.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Names that answers had it under, the newest first: lower case, without final dot.
+	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	// Ports that it is open for; none: every protocol.
+	Ports []*PortRange `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Time until no new flow passes.
+	Remaining     *durationpb.Duration `protobuf:"bytes,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedAddress) Reset() {
+	*x = LearnedAddress{}
+	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedAddress) ProtoMessage() {}
+
+func (x *LearnedAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedAddress.ProtoReflect.Descriptor instead.
+func (*LearnedAddress) Descriptor() ([]byte, []int) {
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LearnedAddress) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *LearnedAddress) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *LearnedAddress) GetPorts() []*PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *LearnedAddress) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
 // SetPolicyRequest replaces the policy of an attachment: exactly one of id and key.
 type SetPolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,7 +1123,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1135,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1148,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{9}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetPolicyRequest) GetId() string {
@@ -1090,7 +1185,7 @@ type SetPolicyResponse struct {
 
 func (x *SetPolicyResponse) Reset() {
 	*x = SetPolicyResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1197,7 @@ func (x *SetPolicyResponse) String() string {
 func (*SetPolicyResponse) ProtoMessage() {}
 
 func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1210,7 @@ func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetPolicyResponse) GetApplied() *Applied {
@@ -1147,7 +1242,7 @@ type SetMetadataRequest struct {
 
 func (x *SetMetadataRequest) Reset() {
 	*x = SetMetadataRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1254,7 @@ func (x *SetMetadataRequest) String() string {
 func (*SetMetadataRequest) ProtoMessage() {}
 
 func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1267,7 @@ func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*SetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetMetadataRequest) GetId() string {
@@ -1207,7 +1302,7 @@ type SetMetadataResponse struct {
 
 func (x *SetMetadataResponse) Reset() {
 	*x = SetMetadataResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1314,7 @@ func (x *SetMetadataResponse) String() string {
 func (*SetMetadataResponse) ProtoMessage() {}
 
 func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1327,7 @@ func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*SetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetMetadataResponse) GetAttachment() *AttachmentInfo {
@@ -1246,7 +1341,7 @@ var File_netfence_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\n" +
-	"\x18netfence/v1/daemon.proto\x12\vnetfence.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fnetfence/v1/control_plane.proto\x1a\x17netfence/v1/event.proto\x1a\x18netfence/v1/policy.proto\"\xf7\x03\n" +
+	"\x18netfence/v1/daemon.proto\x12\vnetfence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fnetfence/v1/control_plane.proto\x1a\x17netfence/v1/event.proto\x1a\x18netfence/v1/policy.proto\"\xf7\x03\n" +
 	"\rAttachRequest\x12'\n" +
 	"\x0einterface_name\x18\x01 \x01(\tH\x00R\rinterfaceName\x12!\n" +
 	"\vcgroup_path\x18\x02 \x01(\tH\x00R\n" +
@@ -1318,7 +1413,7 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"\xbd\x03\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\x93\x04\n" +
 	"\vGetResponse\x12;\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x1b.netfence.v1.AttachmentInfoR\n" +
@@ -1331,11 +1426,20 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\tdirection\x18\x06 \x01(\x0e2\x16.netfence.v1.DirectionR\tdirection\x12\x18\n" +
 	"\apending\x18\a \x01(\bR\apending\x12\x1a\n" +
 	"\bwarnings\x18\b \x03(\tR\bwarnings\x12\x10\n" +
-	"\x03key\x18\t \x01(\tR\x03key\x1a8\n" +
+	"\x03key\x18\t \x01(\tR\x03key\x125\n" +
+	"\alearned\x18\n" +
+	" \x03(\v2\x1b.netfence.v1.LearnedAddressR\alearned\x12\x1d\n" +
+	"\n" +
+	"own_policy\x18\v \x01(\bR\townPolicy\x1a8\n" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"e\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa7\x01\n" +
+	"\x0eLearnedAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x12,\n" +
+	"\x05ports\x18\x03 \x03(\v2\x16.netfence.v1.PortRangeR\x05ports\x127\n" +
+	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"e\n" +
 	"\x10SetPolicyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12/\n" +
@@ -1387,7 +1491,7 @@ func file_netfence_v1_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_netfence_v1_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_netfence_v1_daemon_proto_goTypes = []any{
 	(ConnectionState)(0),          // 0: netfence.v1.ConnectionState
 	(Direction)(0),                // 1: netfence.v1.Direction
@@ -1400,70 +1504,76 @@ var file_netfence_v1_daemon_proto_goTypes = []any{
 	(*DaemonStatus)(nil),          // 8: netfence.v1.DaemonStatus
 	(*GetRequest)(nil),            // 9: netfence.v1.GetRequest
 	(*GetResponse)(nil),           // 10: netfence.v1.GetResponse
-	(*SetPolicyRequest)(nil),      // 11: netfence.v1.SetPolicyRequest
-	(*SetPolicyResponse)(nil),     // 12: netfence.v1.SetPolicyResponse
-	(*SetMetadataRequest)(nil),    // 13: netfence.v1.SetMetadataRequest
-	(*SetMetadataResponse)(nil),   // 14: netfence.v1.SetMetadataResponse
-	nil,                           // 15: netfence.v1.AttachRequest.MetadataEntry
-	nil,                           // 16: netfence.v1.AttachmentInfo.MetadataEntry
-	nil,                           // 17: netfence.v1.GetResponse.DropsEntry
-	nil,                           // 18: netfence.v1.SetMetadataRequest.MetadataEntry
-	(*BulkUpdate)(nil),            // 19: netfence.v1.BulkUpdate
-	(AttachmentType)(0),           // 20: netfence.v1.AttachmentType
-	(PolicyMode)(0),               // 21: netfence.v1.PolicyMode
-	(DnsMode)(0),                  // 22: netfence.v1.DnsMode
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*Applied)(nil),               // 24: netfence.v1.Applied
-	(*emptypb.Empty)(nil),         // 25: google.protobuf.Empty
-	(*ExplainRequest)(nil),        // 26: netfence.v1.ExplainRequest
-	(*WatchRequest)(nil),          // 27: netfence.v1.WatchRequest
-	(*ExplainResponse)(nil),       // 28: netfence.v1.ExplainResponse
-	(*EventBatch)(nil),            // 29: netfence.v1.EventBatch
+	(*LearnedAddress)(nil),        // 11: netfence.v1.LearnedAddress
+	(*SetPolicyRequest)(nil),      // 12: netfence.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),     // 13: netfence.v1.SetPolicyResponse
+	(*SetMetadataRequest)(nil),    // 14: netfence.v1.SetMetadataRequest
+	(*SetMetadataResponse)(nil),   // 15: netfence.v1.SetMetadataResponse
+	nil,                           // 16: netfence.v1.AttachRequest.MetadataEntry
+	nil,                           // 17: netfence.v1.AttachmentInfo.MetadataEntry
+	nil,                           // 18: netfence.v1.GetResponse.DropsEntry
+	nil,                           // 19: netfence.v1.SetMetadataRequest.MetadataEntry
+	(*BulkUpdate)(nil),            // 20: netfence.v1.BulkUpdate
+	(AttachmentType)(0),           // 21: netfence.v1.AttachmentType
+	(PolicyMode)(0),               // 22: netfence.v1.PolicyMode
+	(DnsMode)(0),                  // 23: netfence.v1.DnsMode
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Applied)(nil),               // 25: netfence.v1.Applied
+	(*PortRange)(nil),             // 26: netfence.v1.PortRange
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*emptypb.Empty)(nil),         // 28: google.protobuf.Empty
+	(*ExplainRequest)(nil),        // 29: netfence.v1.ExplainRequest
+	(*WatchRequest)(nil),          // 30: netfence.v1.WatchRequest
+	(*ExplainResponse)(nil),       // 31: netfence.v1.ExplainResponse
+	(*EventBatch)(nil),            // 32: netfence.v1.EventBatch
 }
 var file_netfence_v1_daemon_proto_depIdxs = []int32{
-	15, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
+	16, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
 	1,  // 1: netfence.v1.AttachRequest.direction:type_name -> netfence.v1.Direction
-	19, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
+	20, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
 	7,  // 3: netfence.v1.ListResponse.attachments:type_name -> netfence.v1.AttachmentInfo
-	20, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
-	21, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
-	22, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
-	16, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
-	23, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
+	21, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
+	22, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
+	23, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
+	17, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
+	24, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: netfence.v1.AttachmentInfo.direction:type_name -> netfence.v1.Direction
 	0,  // 10: netfence.v1.DaemonStatus.control_plane_state:type_name -> netfence.v1.ConnectionState
 	7,  // 11: netfence.v1.GetResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	19, // 12: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
-	24, // 13: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
-	17, // 14: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
+	20, // 12: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
+	25, // 13: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
+	18, // 14: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
 	1,  // 15: netfence.v1.GetResponse.direction:type_name -> netfence.v1.Direction
-	19, // 16: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
-	24, // 17: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
-	18, // 18: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
-	7,  // 19: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	2,  // 20: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
-	4,  // 21: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
-	5,  // 22: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
-	25, // 23: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
-	9,  // 24: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
-	11, // 25: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
-	13, // 26: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
-	26, // 27: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
-	27, // 28: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
-	3,  // 29: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
-	25, // 30: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
-	6,  // 31: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
-	8,  // 32: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
-	10, // 33: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
-	12, // 34: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
-	14, // 35: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
-	28, // 36: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
-	29, // 37: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 16: netfence.v1.GetResponse.learned:type_name -> netfence.v1.LearnedAddress
+	26, // 17: netfence.v1.LearnedAddress.ports:type_name -> netfence.v1.PortRange
+	27, // 18: netfence.v1.LearnedAddress.remaining:type_name -> google.protobuf.Duration
+	20, // 19: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
+	25, // 20: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
+	19, // 21: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
+	7,  // 22: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
+	2,  // 23: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
+	4,  // 24: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
+	5,  // 25: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
+	28, // 26: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
+	9,  // 27: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
+	12, // 28: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
+	14, // 29: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
+	29, // 30: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
+	30, // 31: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
+	3,  // 32: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
+	28, // 33: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
+	6,  // 34: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
+	8,  // 35: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
+	10, // 36: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
+	13, // 37: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
+	15, // 38: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
+	31, // 39: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
+	32, // 40: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_netfence_v1_daemon_proto_init() }
@@ -1485,7 +1595,7 @@ func file_netfence_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_netfence_v1_daemon_proto_rawDesc), len(file_netfence_v1_daemon_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -50,7 +50,8 @@ type DaemonServiceClient interface {
 	GetStatus(ctx context.Context, in *emptypb.Empty, opts ...grpc.CallOption) (*DaemonStatus, error)
 	// Get returns one attachment with what is in force for it.
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetResponse, error)
-	// SetPolicy replaces the policy of an attachment; FAILED_PRECONDITION while a remote control plane owns policies.
+	// SetPolicy replaces the policy of an attachment that was attached with one (AttachRequest.policy);
+	// FAILED_PRECONDITION for others, whose policy is the control plane's.
 	SetPolicy(ctx context.Context, in *SetPolicyRequest, opts ...grpc.CallOption) (*SetPolicyResponse, error)
 	// SetMetadata replaces the metadata of an attachment.
 	SetMetadata(ctx context.Context, in *SetMetadataRequest, opts ...grpc.CallOption) (*SetMetadataResponse, error)
@@ -184,7 +185,8 @@ type DaemonServiceServer interface {
 	GetStatus(context.Context, *emptypb.Empty) (*DaemonStatus, error)
 	// Get returns one attachment with what is in force for it.
 	Get(context.Context, *GetRequest) (*GetResponse, error)
-	// SetPolicy replaces the policy of an attachment; FAILED_PRECONDITION while a remote control plane owns policies.
+	// SetPolicy replaces the policy of an attachment that was attached with one (AttachRequest.policy);
+	// FAILED_PRECONDITION for others, whose policy is the control plane's.
 	SetPolicy(context.Context, *SetPolicyRequest) (*SetPolicyResponse, error)
 	// SetMetadata replaces the metadata of an attachment.
 	SetMetadata(context.Context, *SetMetadataRequest) (*SetMetadataResponse, error)
