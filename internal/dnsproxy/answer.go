@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/events"
+	"github.com/netfence/netfence/policy"
+)
+
+// maxStale is how often a query is decided anew because the policy changed
+// meanwhile. A policy that changes faster than that has no answer.
+const maxStale = 4
+
+// handle answers one message; nil: not at all.
+func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
+	q, reply := parse(b, from, stream)
+	if q == nil {
+		return reply
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+	var known asked
+	for range maxStale {
+		chain := s.Kernel.Chain(from.Index)
+		r := s.decide(ctx, q, chain)
+		reply, err := s.answer(ctx, q, chain, r, &known)
+		if !errors.Is(err, datapath.ErrStale) {
+			return reply
+		}
+	}
+	const why = "the policy kept changing"
+	if chain := s.Kernel.Chain(from.Index); len(chain) > 0 {
+		s.tell(q, chain[0].ID, false, why, nil)
+	}
+	return q.fail(extra{dns.ExtendedErrorCodeOther, why})
+}
+
+// asked is an upstream's answer, kept for when the query is decided anew.
+type asked struct {
+	servers string // whom it is from
+	wire    []byte // the message as it came: filtering changes the parsed one
+}
+
+// answer acts on a ruling. An error is datapath.ErrStale.
+func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, r *ruling, known *asked) ([]byte, error) {
+	switch {
+	case r.outcome == refused:
+		s.record(q, r, r.why)
+		return s.refuse(q, r.code, r.why), nil
+	case r.outcome != allowed:
+		s.record(q, r, r.why+colon(r.detail))
+		return q.fail(extra{dns.ExtendedErrorCodeOther, r.why}), nil
+	case q.Qtype == dns.TypeANY:
+		s.note(q, chain, r, "answered as RFC 8482 has it", nil)
+		return q.minimalAny(), nil
+	case r.local:
+		s.note(q, chain, r, discovery+" is answered here", nil)
+		return q.negative(dns.RcodeSuccess), nil
+	}
+	m, failed := s.ask(ctx, q, r, chain, known)
+	if failed != nil {
+		s.note(q, chain, r, failed.text, nil)
+		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
+	}
+	if len(r.voices) == 0 {
+		s.note(q, chain, r, "", nil)
+		return q.passOn(m), nil
+	}
+	f, err := filter(q, m, func(addr netip.Addr) bool { return s.permits(r, addr) })
+	if err != nil {
+		s.note(q, chain, r, err.Error(), nil)
+		return q.fail(extra{dns.ExtendedErrorCodeInvalidData, err.Error()}), nil
+	}
+	if by, why := r.cloaked(f); why != "" {
+		r.say(refused, by, why)
+		s.record(q, r, why)
+		return s.refuse(q, r.code, why), nil
+	}
+	return s.teach(q, chain, r, m, f)
+}
+
+// ask returns the answer of the control plane, or of an upstream. It is the
+// caller's to change.
+func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) (*dns.Msg, *failure) {
+	if r.given {
+		return r.givenAnswer(q), nil
+	}
+	servers, err := s.servers(q, r, chain)
+	if err != nil {
+		return nil, &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
+	}
+	if whom := fmt.Sprint(servers); known.servers != whom {
+		m, wire, failed := s.exchange(ctx, servers, request{
+			Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
+			do:       q.do(), cd: q.msg.CheckingDisabled, ad: q.msg.AuthenticatedData,
+		})
+		if failed != nil {
+			return nil, failed
+		}
+		*known = asked{servers: whom, wire: wire}
+		return m, nil
+	}
+	m, err := unpack(known.wire)
+	if err != nil {
+		return nil, &failure{code: dns.ExtendedErrorCodeInvalidData, text: "the upstream's answer does not parse"}
+	}
+	return m, nil
+}
+
+// cloaked reports an alias that a deny rule names, where the question itself
+// was allowed only for want of a rule. A rule for the question says more than
+// one for where its owner has it hosted.
+func (r *ruling) cloaked(f *filtered) (by int, why string) {
+	for i := range r.voices {
+		v := &r.voices[i]
+		if v.ruled {
+			continue
+		}
+		for _, name := range f.aliases {
+			if d := v.Names.Decide(name); d.Action != policy.Allow {
+				return i, reason(d) + ", of which it is an alias"
+			}
+		}
+	}
+	return 0, ""
+}
+
+// teach has the kernel learn the addresses of an answer, and only then makes
+// the message that holds them.
+func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered) ([]byte, error) {
+	life := min(max(time.Duration(f.ttl)*time.Second, s.MinTTL), s.MaxTTL)
+	var lessons []datapath.Lesson
+	for i := range r.voices {
+		if v := &r.voices[i]; v.learns && len(f.addrs) > 0 {
+			lessons = append(lessons, datapath.Lesson{Member: v.Member, Name: q.name, Grant: v.grant, Addrs: f.addrs, TTL: life})
+		}
+	}
+	if len(lessons) > 0 {
+		if err := s.Kernel.Learn(lessons); errors.Is(err, datapath.ErrStale) {
+			return nil, err
+		} else if err != nil {
+			return s.unlearned(q, r, err), nil
+		}
+	}
+	reply := q.reply(m.Rcode)
+	reply.AuthenticatedData = m.AuthenticatedData && !f.altered && !r.given && (q.msg.AuthenticatedData || q.do())
+	reply.Answer, reply.Ns = f.answer, f.authority
+	// A client may hold an address for as long as the kernel does and no longer:
+	// past MaxTTL it would connect to what is closed. The kernel's grace covers
+	// what passes between the answer's way and the client's clock.
+	q.adopt(reply, seconds(life))
+
+	var learned []netip.Addr
+	if len(lessons) > 0 {
+		learned = f.addrs
+	}
+	extras := explanations(m)
+	what := ""
+	if len(f.removed) > 0 {
+		what = fmt.Sprintf("removed %s from the answer: private, reserved or the host's own (a rule that allows the address, or private: true on the name's, lets it through)", f.removed[0])
+		extras = append(extras, extra{dns.ExtendedErrorCodeBlocked, "netfence " + what})
+		if len(f.addrs) == 0 && len(reply.Ns) == 0 {
+			reply.Ns = []dns.RR{q.soa()} // so that it is not asked again at once
+		}
+	}
+	s.note(q, chain, r, what, learned)
+	return q.pack(reply, extras...), nil
+}
+
+// unlearned fails a query whose addresses the kernel did not take.
+func (s *Server) unlearned(q *query, r *ruling, err error) []byte {
+	id, text := r.voices[0].ID, "the addresses could not be learned"
+	kind := "learn_failed"
+	if errors.Is(err, datapath.ErrFull) {
+		kind, text = "learned_limit", "limit of learned addresses reached"
+	}
+	s.incident(id, kind, fmt.Sprintf("%s: %v", q.name, err))
+	s.Log.Debug("learn addresses", "attachment", id, "err", err)
+	s.tell(q, id, false, text+colon(err.Error()), nil)
+	return q.fail(extra{dns.ExtendedErrorCodeOther, text})
+}
+
+// passOn answers with what an upstream said, as it said it, to a client whose
+// queries nobody filters.
+func (q *query) passOn(m *dns.Msg) []byte {
+	reply := q.reply(m.Rcode)
+	reply.AuthenticatedData = m.AuthenticatedData && (q.msg.AuthenticatedData || q.do())
+	reply.Answer, reply.Ns = m.Answer, m.Ns
+	for _, rr := range m.Extra {
+		switch rr.Header().Rrtype {
+		case dns.TypeOPT, dns.TypeTSIG, dns.TypeSIG: // are between the upstream and us
+		default:
+			reply.Extra = append(reply.Extra, rr)
+		}
+	}
+	q.adopt(reply, maxTTL)
+	return q.pack(reply, explanations(m)...)
+}
+
+// adopt gives the records of an answer the client's spelling of its question,
+// which upstream was asked in another, and bounds how long they hold.
+func (q *query) adopt(m *dns.Msg, ttl uint32) {
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			h := rr.Header()
+			if canonical(h.Name) == q.name {
+				h.Name = q.Name
+			}
+			h.Ttl = min(validTTL(h.Ttl), ttl)
+		}
+	}
+}
+
+// explanations are what an upstream had to say about its answer.
+func explanations(m *dns.Msg) []extra {
+	var all []extra
+	if opt := m.IsEdns0(); opt != nil {
+		for _, o := range opt.Option {
+			if e, ok := o.(*dns.EDNS0_EDE); ok && len(all) < 3 {
+				all = append(all, extra{e.InfoCode, "upstream: " + strings.ToValidUTF8(e.ExtraText, "?")})
+			}
+		}
+	}
+	return all
+}
+
+// note records an allowed query for everyone who was asked, or for the
+// innermost member where nobody filters.
+func (s *Server) note(q *query, chain []datapath.Member, r *ruling, what string, learned []netip.Addr) {
+	if len(r.voices) == 0 {
+		s.tell(q, chain[0].ID, true, "dns mode disabled"+colon(what), nil)
+		return
+	}
+	for i := range r.voices {
+		v := &r.voices[i]
+		mine := learned
+		if !v.learns {
+			mine = nil
+		}
+		s.tell(q, v.ID, true, v.reason+colon(what), mine)
+	}
+}
+
+// record records a query that was not allowed: for the member whose word it
+// is, and for the innermost, whose client it was.
+func (s *Server) record(q *query, r *ruling, why string) {
+	if len(r.voices) == 0 {
+		return // nobody's
+	}
+	s.tell(q, r.voices[r.by].ID, false, why, nil)
+	if r.by > 0 {
+		s.tell(q, r.voices[0].ID, false, "an enclosing attachment: "+why, nil)
+	}
+}
+
+func (s *Server) tell(q *query, id string, allowed bool, reason string, learned []netip.Addr) {
+	a := s.ledger.of(id)
+	if allowed {
+		a.allowed.Add(1)
+	} else {
+		a.blocked.Add(1)
+	}
+	s.Events(events.Event{Time: time.Now(), Attachment: id, Decision: &events.DNSDecision{
+		Name: q.name, Type: q.typeName(), Allowed: allowed, Reason: reason, Learned: learned,
+	}})
+}
+
+func colon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s
+}
+
+// seconds is a duration as a TTL.
+func seconds(d time.Duration) uint32 {
+	return uint32(min(max(d/time.Second, 0), maxTTL))
+}

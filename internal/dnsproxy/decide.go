@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/policy"
+)
+
+// ruling is what the chain of a query says to it.
+type ruling struct {
+	// voices are the members whose policy filters names, innermost first. None,
+	// and nobody minds: the query is passed on and teaches nothing.
+	voices  []voice
+	outcome outcome
+	by      int    // of voices: whose word a refusal or a failure is
+	why     string // of the same
+	detail  string // not for the client
+	code    policy.RefuseCode
+	local   bool // no data, answered here
+
+	given bool // by control planes: addrs is the answer
+	addrs []netip.Addr
+	ttl   time.Duration
+}
+
+type outcome uint8
+
+const (
+	failed outcome = iota // nobody could decide
+	refused
+	allowed
+)
+
+// voice is what one member says.
+type voice struct {
+	datapath.Member
+	reason string
+	grant  policy.Grant
+	learns bool
+	ruled  bool // by a rule of its own, not for want of one
+	given  []netip.Addr
+}
+
+// decide asks every member whose policy filters names; all must allow. Rules
+// are asked before control planes, which then hear of no query that is refused
+// anyway.
+func (s *Server) decide(ctx context.Context, q *query, chain []datapath.Member) *ruling {
+	r := &ruling{outcome: allowed}
+	for _, m := range chain {
+		if m.Names.Intercepts() {
+			r.voices = append(r.voices, voice{Member: m})
+		}
+	}
+	if len(r.voices) == 0 {
+		if len(chain) == 0 {
+			return r.say(failed, 0, "no policy is in force for this workload")
+		}
+		return r
+	}
+	if !q.plain {
+		return r.say(refused, 0, q.Name+" has characters that no rule can name")
+	}
+	if within(q.name, canary) {
+		r.code = policy.RefuseNXDomain
+		return r.say(refused, 0, canary+" tells browsers to use this resolver")
+	}
+	for i := range r.voices {
+		v := &r.voices[i]
+		if v.Names.Mode == policy.DNSProxy && !v.Names.Closed {
+			continue
+		}
+		d := v.Names.Decide(q.Name)
+		if d.Action != policy.Allow {
+			return r.say(refused, i, reason(d))
+		}
+		v.reason, v.ruled = d.Reason, len(d.Rules) > 0
+		v.grant, v.learns = v.Names.Grant(d)
+	}
+	if within(q.name, discovery) {
+		r.local = true
+		return r
+	}
+	for i := range r.voices {
+		if v := &r.voices[i]; v.Names.Mode == policy.DNSProxy {
+			if out, why := s.askRemote(ctx, q, v, r); out != allowed {
+				return r.say(out, i, why)
+			}
+		}
+	}
+	return r
+}
+
+func (r *ruling) say(o outcome, by int, why string) *ruling {
+	r.outcome, r.by, r.why = o, by, why
+	if r.code == policy.RefuseDefault && by < len(r.voices) {
+		r.code = r.voices[by].Names.RefuseWith
+	}
+	return r
+}
+
+// reason says why a name is refused, in words for whoever sees the answer.
+func reason(d policy.NameDecision) string {
+	if len(d.Rules) == 0 && d.Name != "" {
+		return "no rule allows " + d.Name
+	}
+	return d.Reason
+}
+
+// askRemote has a control plane decide. Addresses that two of them give are
+// those that both give.
+func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (outcome, string) {
+	if s.Remote == nil {
+		return failed, "dns mode proxy without a control plane to ask"
+	}
+	a, err := s.Remote.QueryDNS(ctx, v.ID, q.name+".", q.typeName())
+	if err != nil {
+		r.detail = err.Error()
+		return failed, "the control plane did not decide"
+	}
+	if !a.Allow {
+		return refused, "the control plane denies " + q.name
+	}
+	v.reason, v.learns, v.ruled = "the control plane allows it", a.Learn, true
+	v.grant = policy.Grant{Proxy: true}
+	if len(a.Addrs) == 0 {
+		return allowed, ""
+	}
+	for _, addr := range a.Addrs {
+		if !addr.IsValid() || addr.Zone() != "" {
+			return failed, "the control plane gave an address that no answer can hold"
+		}
+		v.given = append(v.given, addr.Unmap())
+	}
+	if !r.given {
+		r.given, r.addrs, r.ttl = true, v.given, a.TTL
+		return allowed, ""
+	}
+	r.addrs = slices.DeleteFunc(slices.Clone(r.addrs), func(addr netip.Addr) bool { return !slices.Contains(v.given, addr) })
+	r.ttl = min(r.ttl, a.TTL)
+	return allowed, ""
+}
+
+// givenAnswer is the message that an upstream with those addresses would send.
+func (r *ruling) givenAnswer(q *query) *dns.Msg {
+	m := q.reply(dns.RcodeSuccess)
+	for _, addr := range r.addrs {
+		hdr := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: seconds(r.ttl)}
+		switch {
+		case q.Qtype == dns.TypeA && addr.Is4():
+			m.Answer = append(m.Answer, &dns.A{Hdr: hdr, A: addr.AsSlice()})
+		case q.Qtype == dns.TypeAAAA && addr.Is6():
+			m.Answer = append(m.Answer, &dns.AAAA{Hdr: hdr, AAAA: addr.AsSlice()})
+		}
+	}
+	if len(m.Answer) == 0 {
+		m.Ns = []dns.RR{q.soa()}
+	}
+	return m
+}
+
+// servers chooses whom to ask: of the members that filter names (of all, if
+// none does) the innermost that says so, else the daemon's. A zone goes before
+// servers for everything.
+func (s *Server) servers(q *query, r *ruling, chain []datapath.Member) ([]netip.AddrPort, error) {
+	if len(r.voices) > 0 {
+		chain = nil
+		for _, v := range r.voices {
+			chain = append(chain, v.Member)
+		}
+	}
+	for _, m := range chain {
+		if z := zoneOf(q.name, m.Names.Forward); z != nil {
+			return s.forward(z)
+		}
+	}
+	if z := zoneOf(q.name, s.Forward); z != nil {
+		return s.forward(z)
+	}
+	for _, m := range chain {
+		if len(m.Names.Upstreams) > 0 {
+			return s.reachable(m.Names.Upstreams)
+		}
+	}
+	servers, err := s.Upstreams()
+	if err != nil {
+		return nil, err
+	}
+	return s.reachable(servers)
+}
+
+// zoneOf returns the nearest zone that name is in.
+func zoneOf(name string, zones []policy.ZoneForward) *policy.ZoneForward {
+	var best *policy.ZoneForward
+	for i := range zones {
+		if z := &zones[i]; within(name, z.Zone) && (best == nil || len(z.Zone) > len(best.Zone)) {
+			best = z
+		}
+	}
+	return best
+}
+
+func (s *Server) forward(z *policy.ZoneForward) ([]netip.AddrPort, error) {
+	if z.Original || len(z.To) == 0 {
+		return nil, fmt.Errorf("zone %s is forwarded to the original server, which is not supported yet (give its addresses)", z.Zone)
+	}
+	return s.reachable(z.To)
+}
+
+// reachable leaves out the servers that are this one.
+func (s *Server) reachable(servers []netip.AddrPort) ([]netip.AddrPort, error) {
+	var left []netip.AddrPort
+	for _, server := range servers {
+		addr := server.Addr().Unmap().WithZone("")
+		if server.Port() != 0 && !slices.ContainsFunc(s.Avoid, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+			left = append(left, server)
+		}
+	}
+	if len(left) == 0 {
+		return nil, fmt.Errorf("no upstream server to ask (set dns.upstream)")
+	}
+	return left, nil
+}

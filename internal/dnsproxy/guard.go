@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// guarded are the addresses that no name on the internet has any business to
+// point to. The documentation ranges are not among them: nothing is there to
+// be protected.
+var guarded = parsePrefixes(
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8",
+	"169.254.0.0/16", // with 169.254.169.254, the metadata of clouds
+	"172.16.0.0/12",
+	"192.0.0.0/24",    // RFC 6890: DS-Lite, NAT64 discovery
+	"192.88.99.0/24",  // RFC 7526: 6to4 relays
+	"192.168.0.0/16",  //
+	"198.18.0.0/15",   // RFC 2544
+	"224.0.0.0/4",     //
+	"240.0.0.0/4",     // with the broadcast address and our own range
+	"::/96",           // unspecified, loopback, IPv4-compatible
+	"::ffff:0:0/96",   // an AAAA record with an IPv4 address inside
+	"::ffff:0:0:0/96", // RFC 7915, IPv4-translated
+	"64:ff9b::/96", "64:ff9b:1::/48",
+	"100::/64",  // RFC 6666
+	"2001::/32", // Teredo
+	"2002::/16",
+	"fc00::/7", // with fd00:ec2::254, metadata, and our own range
+	"fe80::/10", "fec0::/10", "ff00::/8",
+)
+
+func parsePrefixes(all ...string) []netip.Prefix {
+	prefixes := make([]netip.Prefix, len(all))
+	for i, s := range all {
+		prefixes[i] = netip.MustParsePrefix(s)
+	}
+	return prefixes
+}
+
+// hostAddrs remembers the host's addresses for a second.
+type hostAddrs struct {
+	read func() []netip.Addr
+	last atomic.Pointer[hostSnapshot]
+}
+
+type hostSnapshot struct {
+	addrs []netip.Addr
+	at    time.Time
+}
+
+func (h *hostAddrs) has(addr netip.Addr) bool {
+	now := time.Now()
+	seen := h.last.Load()
+	if seen == nil || now.Sub(seen.at) > time.Second {
+		seen = &hostSnapshot{at: now}
+		for _, a := range h.read() {
+			seen.addrs = append(seen.addrs, a.Unmap().WithZone(""))
+		}
+		h.last.Store(seen)
+	}
+	return slices.Contains(seen.addrs, addr.Unmap())
+}
+
+// surprising reports whether an answer must not point to addr: a name in
+// somebody else's hands would open what is behind the filter.
+func (s *Server) surprising(addr netip.Addr) bool {
+	return slices.ContainsFunc(guarded, func(p netip.Prefix) bool { return p.Contains(addr) }) || s.host.has(addr)
+}
+
+// permits reports whether an answer may hold addr. An address of a control
+// plane's own is its decision, as a rule for it would be.
+func (s *Server) permits(r *ruling, addr netip.Addr) bool {
+	if s.AllowPrivateAnswers || !s.surprising(addr) {
+		return true
+	}
+	for i := range r.voices {
+		v := &r.voices[i]
+		if !v.grant.Private && !v.Names.Covers(addr) && !slices.Contains(v.given, addr.Unmap()) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	headerBytes = 12
+	// ednsBytes is what fits every path without fragments (DNS flag day 2020).
+	ednsBytes = 1232
+	// maxExtraText keeps an explanation from truncating the answer that it explains.
+	maxExtraText = 200
+)
+
+// query is a question that can be answered.
+type query struct {
+	dns.Question // as the client wrote it
+	// name is Name in lower case without the final dot. It is what rules judge
+	// and what is asked upstream.
+	name    string
+	plain   bool // nothing in Name had to be escaped
+	msg     *dns.Msg
+	opt     *dns.OPT // nil: the client does not speak EDNS
+	peer    Peer
+	maxSize int // of the answer
+}
+
+func (q *query) do() bool { return q.opt != nil && q.opt.Do() }
+
+func (q *query) typeName() string { return dns.Type(q.Qtype).String() }
+
+// unpack parses a message. miekg/dns takes a message that ends early for one
+// with fewer records; here it is garbage.
+func unpack(b []byte) (*dns.Msg, error) {
+	if len(b) < headerBytes {
+		return nil, errors.New("shorter than a header")
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(b); err != nil {
+		return nil, err
+	}
+	for i, n := range []int{len(m.Question), len(m.Answer), len(m.Ns), len(m.Extra)} {
+		if count := int(binary.BigEndian.Uint16(b[4+2*i:])); count != n {
+			return nil, fmt.Errorf("section %d has %d records, not %d", i, n, count)
+		}
+	}
+	return m, nil
+}
+
+// parse reads a query. Where it returns none, it returns the answer to what
+// cannot be one, or nil for what deserves none.
+func parse(b []byte, peer Peer, stream bool) (*query, []byte) {
+	if len(b) < headerBytes || b[2]&0x80 != 0 { // an answer to an answer could go on for ever
+		return nil, nil
+	}
+	if opcode := int(b[2] >> 3 & 0xf); opcode != dns.OpcodeQuery {
+		return nil, headerOnly(b, dns.RcodeNotImplemented)
+	}
+	m, err := unpack(b)
+	if err != nil || len(m.Question) != 1 || len(m.Answer) > 0 || len(m.Ns) > 0 || m.Truncated {
+		return nil, headerOnly(b, dns.RcodeFormatError)
+	}
+	q := &query{Question: m.Question[0], msg: m, peer: peer, maxSize: dns.MinMsgSize}
+	q.name = strings.ToLower(strings.TrimSuffix(q.Name, "."))
+	q.plain = !strings.Contains(q.Name, `\`)
+	for _, rr := range m.Extra {
+		if opt, ok := rr.(*dns.OPT); ok {
+			if q.opt != nil || opt.Hdr.Name != "." { // RFC 6891 section 6.1.1
+				return nil, headerOnly(b, dns.RcodeFormatError)
+			}
+			q.opt = opt
+		}
+	}
+	if q.opt != nil {
+		q.maxSize = min(max(int(q.opt.UDPSize()), dns.MinMsgSize), ednsBytes)
+	}
+	if stream {
+		q.maxSize = dns.MaxMsgSize
+	}
+	switch rcode, text := q.unsupported(); {
+	case rcode != dns.RcodeSuccess:
+		return nil, q.pack(q.reply(rcode), extra{dns.ExtendedErrorCodeNotSupported, text})
+	}
+	return q, nil
+}
+
+// unsupported sorts out the questions that no rule is asked about.
+func (q *query) unsupported() (rcode int, text string) {
+	switch {
+	case q.opt != nil && q.opt.Version() != 0:
+		return dns.RcodeBadVers, ""
+	case q.Qclass != dns.ClassINET:
+		return dns.RcodeRefused, "class " + dns.Class(q.Qclass).String()
+	case q.Qtype == dns.TypeNone:
+		return dns.RcodeFormatError, ""
+	case q.Qtype == dns.TypeANY: // RFC 8482; answered by the rules' leave
+		return dns.RcodeSuccess, ""
+	case q.Qtype == dns.TypeOPT, q.Qtype >= 128 && q.Qtype <= 255: // RFC 6895 section 3.1: no data
+		return dns.RcodeRefused, "type " + q.typeName()
+	}
+	return dns.RcodeSuccess, ""
+}
+
+// headerOnly answers what cannot be read further than its header.
+func headerOnly(b []byte, rcode int) []byte {
+	reply := make([]byte, headerBytes)
+	copy(reply, b[:4])
+	reply[2] = reply[2]&0x79 | 0x80 // opcode and RD kept, QR set
+	reply[3] = byte(rcode)
+	return reply
+}
+
+// extra is an Extended DNS Error (RFC 8914); one without text is left out.
+type extra struct {
+	code uint16
+	text string
+}
+
+func (q *query) reply(rcode int) *dns.Msg {
+	m := new(dns.Msg)
+	m.Id, m.Response, m.RecursionAvailable = q.msg.Id, true, true
+	m.RecursionDesired, m.CheckingDisabled = q.msg.RecursionDesired, q.msg.CheckingDisabled
+	m.Question, m.Rcode, m.Compress = []dns.Question{q.Question}, rcode, true
+	return m
+}
+
+// pack writes an answer for the client. Explanations reach only those who
+// speak EDNS: others do not understand an OPT record (RFC 6891 section 7).
+func (q *query) pack(m *dns.Msg, extras ...extra) []byte {
+	if q.opt != nil {
+		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
+		opt.SetUDPSize(ednsBytes)
+		opt.SetDo(q.opt.Do())
+		for _, e := range extras {
+			if e.text != "" {
+				opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: e.code, ExtraText: clip(e.text)})
+			}
+		}
+		m.Extra = append(m.Extra, opt)
+	}
+	m.Truncate(q.maxSize)
+	b, err := m.Pack()
+	if err == nil && len(b) <= q.maxSize {
+		return b
+	}
+	if m.Rcode == dns.RcodeServerFailure {
+		return nil // not even that can be written
+	}
+	return q.pack(q.reply(dns.RcodeServerFailure))
+}
+
+// clip shortens a text without cutting a character in two.
+func clip(s string) string {
+	if len(s) <= maxExtraText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxExtraText], "") + "…"
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/netfence/netfence/internal/events"
+	"github.com/netfence/netfence/policy"
+)
+
+// Options are what New needs. Zero values stand for the defaults.
+type Options struct {
+	Kernel Kernel // required
+	Remote Remote // nil: every query in proxy mode is SERVFAIL
+
+	// Upstreams returns the servers to ask where a policy names none. It is
+	// called for every such query. Its error is told to the client.
+	Upstreams func() ([]netip.AddrPort, error) // required
+	// Forward are the daemon's zones with servers of their own; those of a
+	// policy go first.
+	Forward []policy.ZoneForward
+	// Control is called with every socket that upstreams are asked on, before
+	// it connects, so that the daemon's own packets can be exempted.
+	Control func(network, address string, c syscall.RawConn) error
+	// Avoid are addresses that are never asked, because the answer would come
+	// from this server. Default: the ranges that interception rewrites to.
+	Avoid []netip.Prefix
+
+	MinTTL, MaxTTL time.Duration     // of what is learned; 30 s and 1 h
+	RefuseWith     policy.RefuseCode // for policies that do not say
+	// AllowPrivateAnswers turns the private-answer guard off.
+	AllowPrivateAnswers bool
+	// HostAddrs returns the host's own addresses, for the guard. It is called
+	// at most once a second.
+	HostAddrs func() []netip.Addr
+
+	MaxQueries int // in flight for one attachment; 256
+	MaxTotal   int // in flight for all; 8192
+	MaxConns   int // TCP connections of one attachment; 32
+	// Timeout is what one query may take in all. The default, 4.5 s, is below
+	// the 5 s after which glibc asks again.
+	Timeout time.Duration
+	// TryTimeout is how long one server is waited for; 1 s.
+	TryTimeout time.Duration
+	// IdleTimeout ends a TCP connection on which nothing is asked; 10 s.
+	IdleTimeout time.Duration
+
+	// Events receives a DNSDecision for each query, and incidents. It must not block.
+	Events func(events.Event)
+	Log    *slog.Logger
+}
+
+// ownRanges are the addresses that interception gives queries: asking there
+// would be asking ourselves.
+var ownRanges = []netip.Prefix{
+	netip.MustParsePrefix("127.128.0.0/9"), netip.MustParsePrefix("fd4e:4644:4e53::/64"),
+	netip.MustParsePrefix("240.0.0.0/8"), netip.MustParsePrefix("fd4e:4644:4e54::/64"),
+}
+
+func (o *Options) complete() error {
+	if o.Kernel == nil || o.Upstreams == nil {
+		return errors.New("dns server: no kernel or no upstreams given")
+	}
+	if o.Avoid == nil {
+		o.Avoid = ownRanges
+	}
+	orDefault(&o.MinTTL, 30*time.Second)
+	orDefault(&o.MaxTTL, time.Hour)
+	if o.MinTTL > o.MaxTTL {
+		return fmt.Errorf("dns server: the least TTL, %v, is more than the greatest, %v", o.MinTTL, o.MaxTTL)
+	}
+	orDefault(&o.MaxQueries, 256)
+	orDefault(&o.MaxTotal, 8192)
+	orDefault(&o.MaxConns, 32)
+	orDefault(&o.Timeout, 4500*time.Millisecond)
+	orDefault(&o.TryTimeout, time.Second)
+	orDefault(&o.IdleTimeout, 10*time.Second)
+	if o.HostAddrs == nil {
+		o.HostAddrs = func() []netip.Addr { return nil }
+	}
+	if o.Events == nil {
+		o.Events = func(events.Event) {}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// orDefault replaces what is not positive.
+func orDefault[T int | time.Duration](v *T, standard T) {
+	if *v <= 0 {
+		*v = standard
+	}
+}

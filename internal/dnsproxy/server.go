@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// queryBytes is room for any query that is not an attempt at something: RFC
+// 1035's 512 bytes, EDNS options, a TSIG. What fills it does not parse.
+const queryBytes = 4096
+
+var buffers = sync.Pool{New: func() any { return new([queryBytes]byte) }}
+
+// Server answers queries. It may serve any number of sockets.
+type Server struct {
+	Options
+	exchange exchanger // upstream.ask; tests have others
+	host     hostAddrs
+	ledger   ledger
+
+	queries gate // in flight
+	conns   gate // TCP
+}
+
+// New returns a server. It starts nothing.
+func New(o Options) (*Server, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{Options: o}
+	s.exchange = newUpstream(&s.Options).ask
+	s.host.read = o.HostAddrs
+	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
+	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
+	return s, nil
+}
+
+// Counts returns how many queries of an attachment were allowed, and how many
+// were not, be it for a rule or because something that deciding needs failed.
+func (s *Server) Counts(id string) (allowed, blocked uint64) { return s.ledger.counts(id) }
+
+// Forget drops what is kept about an attachment that is gone.
+func (s *Server) Forget(id string) { s.ledger.forget(id) }
+
+// Serve answers the queries that arrive on c until ctx ends; then it closes c,
+// waits for the queries in flight, and returns nil. Queries above the limits
+// are dropped without an answer: whoever sent them in good faith sends again,
+// and whoever floods gains nothing.
+func (s *Server) Serve(ctx context.Context, c PacketConn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var pause backoff
+	for {
+		buf := buffers.Get().(*[queryBytes]byte)
+		n, from, err := c.ReadQuery(buf[:])
+		if err != nil {
+			buffers.Put(buf)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx) {
+				return fmt.Errorf("read dns queries: %v", err)
+			}
+			continue
+		}
+		pause.reset()
+		if !s.queries.enter(from.Index) {
+			s.overLimit(from)
+			buffers.Put(buf)
+			continue
+		}
+		running.Go(func() {
+			defer s.queries.leave(from.Index)
+			defer buffers.Put(buf)
+			if reply := s.handle(ctx, buf[:n], from, false); reply != nil && ctx.Err() == nil {
+				// Nothing can be done about an answer that does not leave: the client asks again.
+				_ = c.WriteAnswer(reply, from)
+			}
+		})
+	}
+}
+
+// gate counts what is under way, for each attachment and in all.
+type gate struct {
+	each, all int
+
+	mu    sync.Mutex
+	total int
+	by    map[uint32]int // no zeros
+	freed chan struct{}  // closed when a place becomes free, if anybody waits
+}
+
+func (g *gate) enter(index uint32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.enterLocked(index)
+}
+
+func (g *gate) enterLocked(index uint32) bool {
+	if g.total >= g.all || g.by[index] >= g.each {
+		return false
+	}
+	if g.by == nil {
+		g.by = make(map[uint32]int)
+	}
+	g.total++
+	g.by[index]++
+	return true
+}
+
+// enterWhenFree waits for a place; false: ctx ended first.
+func (g *gate) enterWhenFree(ctx context.Context, index uint32) bool {
+	for {
+		g.mu.Lock()
+		if g.enterLocked(index) {
+			g.mu.Unlock()
+			return true
+		}
+		if g.freed == nil {
+			g.freed = make(chan struct{})
+		}
+		freed := g.freed
+		g.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (g *gate) leave(index uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.total--
+	if g.by[index]--; g.by[index] == 0 {
+		delete(g.by, index)
+	}
+	if g.freed != nil {
+		close(g.freed)
+		g.freed = nil
+	}
+}
+
+// backoff spaces out the retries of a socket that fails, say for want of file
+// descriptors, and gives up on one that does nothing else.
+type backoff struct{ failures int }
+
+func (b *backoff) reset() { b.failures = 0 }
+
+func (b *backoff) wait(ctx context.Context) bool {
+	if b.failures++; b.failures > 20 {
+		return false
+	}
+	t := time.NewTimer(min(time.Second, time.Millisecond<<b.failures))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return true
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// writeTimeout is how long a client may leave its answers unread.
+const writeTimeout = 5 * time.Second
+
+// perConn is how many queries of one connection are in flight; the rest waits
+// in the socket.
+const perConn = 32
+
+// ServeTCP is Serve for connections. Each carries any number of queries (RFC
+// 7766), answered in whatever order they are done. Above the limit of queries
+// a connection is not read; above that of connections a new one is closed.
+func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var pause backoff
+	for {
+		c, from, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx) {
+				return fmt.Errorf("accept dns connections: %v", err)
+			}
+			continue
+		}
+		pause.reset()
+		if !s.conns.enter(from.Index) {
+			s.overLimit(from)
+			c.Close()
+			continue
+		}
+		running.Go(func() {
+			defer s.conns.leave(from.Index)
+			s.serveConn(ctx, c, from)
+		})
+	}
+}
+
+// serveConn returns when the connection is closed and its queries are done.
+func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait() // last: nothing writes to a connection of somebody else's
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	defer cancel()
+
+	var write sync.Mutex
+	places := make(chan struct{}, perConn)
+	for {
+		query, err := readMessage(c, s.IdleTimeout, queryBytes)
+		if err != nil {
+			// A client that only closed its side still wants its answers.
+			if errors.Is(err, io.EOF) {
+				running.Wait()
+			}
+			return
+		}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		if !s.queries.enterWhenFree(ctx, from.Index) {
+			return
+		}
+		running.Go(func() {
+			defer func() { s.queries.leave(from.Index); <-places }()
+			reply := s.handle(ctx, query, from, true)
+			if reply == nil {
+				return
+			}
+			write.Lock()
+			defer write.Unlock()
+			if err := writeMessage(c, reply); err != nil {
+				c.Close() // a stream with part of a message in it is of no use
+			}
+		})
+	}
+}
+
+// readMessage reads one length-prefixed message of at most limit bytes. It has
+// the time from beginning to end.
+func readMessage(c net.Conn, wait time.Duration, limit int) ([]byte, error) {
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return nil, err
+	}
+	var length [2]byte
+	if _, err := io.ReadFull(c, length[:]); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(length[:]))
+	if n > limit {
+		return nil, fmt.Errorf("message of %d bytes, at most %d", n, limit)
+	}
+	msg := make([]byte, n)
+	if _, err := io.ReadFull(c, msg); err != nil {
+		return nil, fmt.Errorf("message cut short: %v", err)
+	}
+	return msg, nil
+}
+
+// writeMessage writes msg and its length at once: in two segments some clients
+// take them for two answers (RFC 7766 section 8).
+func writeMessage(c net.Conn, msg []byte) error {
+	if len(msg) > 0xffff {
+		return fmt.Errorf("message of %d bytes does not fit TCP", len(msg))
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	_, err := c.Write(append(binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg))), msg...))
+	return err
+}
