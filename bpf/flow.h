@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Reply flows: what somebody outside has opened may be answered. A flow begins
- * only with an inbound SYN or echo request, is asked for only after the rules
- * were silent, and never lets a connection be opened from inside.
+ * Flows are asked for only after the rules were silent and no learned address was
+ * live. None lets a connection be opened from inside: no bare SYN passes on one.
+ *
+ * Reply flows: what somebody outside has opened may be answered. One begins only
+ * with an inbound SYN or echo request.
+ *
+ * Learned flows: what the workload has opened while the address was open by name
+ * goes on when it no longer is, until it is idle for too long, its name was not
+ * learned again for too long, or the name is cut.
  */
 #ifndef NETFENCE_FLOW_H
 #define NETFENCE_FLOW_H
@@ -11,7 +17,8 @@
 
 #define SECOND 1000000000ULL
 #define FLOW_OPENING (60 * SECOND) /* until the peer has answered, and for echo */
-#define FLOW_IDLE_TCP (600 * SECOND) /* since the last inbound packet */
+#define FLOW_IDLE_TCP (600 * SECOND) /* since the last packet of who has opened it */
+#define FLOW_IDLE_OTHER (60 * SECOND)
 #define PORT_DNS 53
 
 #define ICMP_ECHO_REPLY_V4 0
@@ -19,8 +26,10 @@
 #define ICMPV6_ECHO_REQUEST_TYPE 128
 #define ICMPV6_ECHO_REPLY_TYPE 129
 
-/* Set by the daemon at load: limits.flows. */
+/* Set by the daemon at load: limits.flows, dns.max_flow. */
 const volatile __u64 max_flows_per_attachment = 4096;
+const volatile __u64 max_flow_tcp = 24 * 3600 * SECOND;
+const volatile __u64 max_flow_other = 4 * 3600 * SECOND;
 
 static __always_inline int is_echo(const struct packet *p, int reply)
 {
@@ -77,22 +86,27 @@ static __always_inline void flow_end(const struct flow_key *key, __u32 attachmen
 		__sync_fetch_and_add(flows, -1);
 }
 
-static __always_inline void flow_begin(const struct flow_key *key, __u32 attachment, __u64 *flows,
-				       __u64 deadline)
+/* flow_begin returns 0 if there is no room for the flow. */
+static __always_inline int flow_begin(const struct flow_key *key, __u32 attachment, __u64 *flows,
+				      __u32 name, __u64 deadline)
 {
 	struct flow *known = bpf_map_lookup_elem(&nf_flows, key);
-	struct flow flow = { .deadline = deadline, .attachment = attachment };
+	struct flow flow = { .deadline = deadline, .attachment = attachment, .name = name };
 
 	if (known) {
+		if (known->name != name)
+			known->name = name;
 		if (known->deadline < deadline)
 			known->deadline = deadline;
-		return;
+		return 1;
 	}
 	if (*flows >= max_flows_per_attachment)
-		return;
+		return 0;
 	__sync_fetch_and_add(flows, 1);
-	if (bpf_map_update_elem(&nf_flows, key, &flow, BPF_NOEXIST))
-		__sync_fetch_and_add(flows, -1);
+	if (!bpf_map_update_elem(&nf_flows, key, &flow, BPF_NOEXIST))
+		return 1;
+	__sync_fetch_and_add(flows, -1);
+	return 0;
 }
 
 /*
@@ -125,10 +139,12 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 	inbound_key(&key, p, IDENTITY_INCARNATION(identity), loopback);
 	now = bpf_ktime_get_boot_ns();
 	if (p->protocol != IPPROTO_TCP || is_bare_syn(p)) {
-		flow_begin(&key, attachment, flows, now + FLOW_OPENING);
+		flow_begin(&key, attachment, flows, 0, now + FLOW_OPENING);
 		return;
 	}
 	if (p->tcp_flags & TCP_FLAG_RST_BYTE) {
+		flow_end(&key, attachment);
+		key.learned = 1;
 		flow_end(&key, attachment);
 		return;
 	}
@@ -162,6 +178,115 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 	return 1;
 }
 
+static __always_inline void learned_flow_key(struct flow_key *key, const struct packet *p,
+					     __u32 incarnation)
+{
+	outbound_key(key, p, incarnation, 0);
+	key->learned = 1;
+	key->remote_port = p->dst_port;
+}
+
+static __always_inline __u64 flow_idle(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP ? FLOW_IDLE_TCP : FLOW_IDLE_OTHER;
+}
+
+static __always_inline __u64 flow_limit(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? max_flow_tcp : max_flow_other;
+}
+
+/*
+ * learned_flow_note is told of each packet that passes by a name. Where there is
+ * no room, the flow ends with the grant, and is counted.
+ */
+__attribute__((noinline)) int learned_flow_note(__u64 identity, const struct packet *p,
+						const struct learning *learning)
+{
+	__u32 attachment = IDENTITY_ATTACHMENT(identity);
+	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+	struct flow_key key;
+	__u64 idle;
+
+	if (!p || !learning || !flows || p->fragment)
+		return 0;
+	learned_flow_key(&key, p, learning->incarnation);
+	if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_RST_BYTE) {
+		flow_end(&key, attachment);
+		return 0;
+	}
+	idle = is_bare_syn(p) ? FLOW_OPENING : flow_idle(p);
+	if (!flow_begin(&key, attachment, flows, learning->name, learning->now + idle)) {
+		__u32 index = attachment * MAX_REASONS + UNNOTED_FLOWS;
+		__u64 *unnoted = bpf_map_lookup_elem(&nf_drops, &index);
+
+		if (unnoted)
+			__sync_fetch_and_add(unnoted, 1);
+	}
+	return 0;
+}
+
+/* learned_flow_permits is asked when no grant for an outbound packet is live. */
+__attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct packet *p,
+						   struct learning *learning)
+{
+	__u32 attachment = IDENTITY_ATTACHMENT(identity);
+	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+	struct flow_key key;
+	struct flow *flow;
+	__u64 learned;
+
+	if (!p || !learning || !flows || !*flows || p->fragment)
+		return 0;
+	if (p->protocol == IPPROTO_TCP && is_bare_syn(p))
+		return 0;
+	learned_flow_key(&key, p, learning->incarnation);
+	flow = bpf_map_lookup_elem(&nf_flows, &key);
+	if (!flow)
+		return 0;
+	if (!learning->now)
+		learning->now = bpf_ktime_get_boot_ns();
+	if (flow->deadline <= learning->now)
+		return 0;
+	/* whenever and however the name was cut, no flow outlives it */
+	if (!name_holds(learning->word, learning->incarnation, flow->name, &learned) ||
+	    learned + flow_limit(p->protocol) <= learning->now)
+		return 0;
+	flow->deadline = learning->now + flow_idle(p);
+	if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_RST_BYTE)
+		flow_end(&key, attachment);
+	return 1;
+}
+
+/* learned_flows_exist is true where a packet might pass on one. */
+static __always_inline int learned_flows_exist(__u64 identity, __u64 word)
+{
+	__u32 attachment = IDENTITY_ATTACHMENT(identity);
+	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+
+	return word & WORD_DNS && flows && *flows;
+}
+
+/* leaves is the verdict on a packet that does not go through lo. */
+static __always_inline enum reason leaves(__u64 identity, __u64 word, struct packet *p)
+{
+	struct learning learning = {
+		.word = word,
+		.incarnation = IDENTITY_INCARNATION(identity),
+	};
+	enum reason reason = judge(&learning, p);
+
+	if (reason == REASON_NONE && learning.name)
+		learned_flow_note(identity, p, &learning);
+	if (reason != REASON_NO_RULE)
+		return reason;
+	if (word & WORD_REPLIES && flow_permits(identity, p, 0))
+		return REASON_NONE;
+	if (word & WORD_DNS && learned_flow_permits(identity, p, &learning))
+		return REASON_NONE;
+	return reason;
+}
+
 /* flows_serve: silence of the rules is a denial, and replies are excepted. */
 static __always_inline int flows_serve(__u64 word, int loopback)
 {
@@ -171,23 +296,48 @@ static __always_inline int flows_serve(__u64 word, int loopback)
 	return WORD_MODE(word) == MODE_ALLOWLIST || (loopback && WORD_MODE(word) == MODE_DENYLIST);
 }
 
+/*
+ * name_outlived: the policy in force cut the name of a learned flow, or has no use
+ * for one. It notes that the name is in use, so that the daemon keeps it.
+ */
+static __always_inline int name_outlived(const struct flow_key *key, const struct flow *flow,
+					 __u64 word, __u64 now)
+{
+	struct name_key name_key = { .incarnation = key->incarnation, .id = flow->name };
+	struct name *name;
+	__u64 learned;
+
+	if (WORD_MODE(word) != MODE_ALLOWLIST || !(word & WORD_DNS))
+		return 1;
+	if (!name_holds(word, key->incarnation, flow->name, &learned) ||
+	    learned + flow_limit(key->protocol) <= now)
+		return 1;
+	name = bpf_map_lookup_elem(&nf_names, &name_key);
+	if (name)
+		name->used = now;
+	return 0;
+}
+
 /* flow_outlived: its time is over, or the policy in force denies the peer. */
 static __always_inline int flow_outlived(const struct flow_key *key, const struct flow *flow,
 					 __u64 now)
 {
+	struct learning learning = {};
 	struct packet p = {};
 	__u64 word;
 
 	if (flow->deadline <= now)
 		return 1;
 	word = policy_word(flow->attachment);
-	if (!flows_serve(word, key->loopback))
+	if (key->learned ? name_outlived(key, flow, word, now) : !flows_serve(word, key->loopback))
 		return 1;
 	p.dst = key->remote;
 	p.protocol = key->protocol;
 	p.dst_port = key->remote_port;
-	p.portless = key->protocol != IPPROTO_TCP;
-	return judge(word, &p) == REASON_RULE;
+	p.portless =
+		key->protocol != IPPROTO_TCP && !(key->learned && key->protocol == IPPROTO_UDP);
+	learning.word = word & ~(__u64)WORD_DNS; /* the rules alone */
+	return judge(&learning, &p) == REASON_RULE;
 }
 
 struct bpf_map;

@@ -68,7 +68,7 @@ static __always_inline int reaches_own(struct __sk_buff *skb, __u32 attachment,
 }
 
 static __always_inline enum reason loopback_verdict(struct __sk_buff *skb, __u64 identity,
-						    __u64 word, const struct packet *p)
+						    __u64 word, struct packet *p)
 {
 	int local = 1, everybody = 0;
 	enum reason reason;
@@ -87,14 +87,17 @@ static __always_inline enum reason loopback_verdict(struct __sk_buff *skb, __u64
 	 */
 	if (!local)
 		return REASON_LOOPBACK;
+	p->ports_only = word & WORD_DNS && resolves_names(p);
 	reason = by_rules(WORD_SLOT(word), p, &p->dst);
-	if (reason != REASON_NO_RULE || word & WORD_LOOPBACK_ALLOW)
-		return reason == REASON_NO_RULE ? REASON_NONE : reason;
+	if (reason != REASON_NO_RULE)
+		return reason;
+	if (word & WORD_LOOPBACK_ALLOW && !p->ports_only)
+		return REASON_NONE;
 	if (!everybody && reaches_own(skb, IDENTITY_ATTACHMENT(identity), p))
 		return REASON_NONE;
 	if (word & WORD_REPLIES && flow_permits(identity, p, 1))
 		return REASON_NONE;
-	return REASON_LOOPBACK;
+	return p->ports_only ? REASON_NAME_PROTOCOL : REASON_LOOPBACK;
 }
 
 #endif

@@ -128,6 +128,24 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_flows SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_LEARNED);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct learned_key);
+	__type(value, struct learned);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_learned SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_NAMES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct name_key);
+	__type(value, struct name);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_names SEC(".maps");
+
 /* attachment → live entries of nf_flows: the bound of each, and "none" at a glance */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -60,10 +60,7 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 		return REASON_NONE;
 	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
-	reason = judge(word, p);
-	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, p, 0))
-		return REASON_NONE;
-	return reason;
+	return leaves(identity, word, p);
 }
 
 static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless)
@@ -161,10 +158,7 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 		return loopback_verdict(skb, identity, word, p);
 	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
-	reason = judge(word, p);
-	if (reason == REASON_NO_RULE && word & WORD_REPLIES && flow_permits(identity, p, 0))
-		return REASON_NONE;
-	return reason;
+	return leaves(identity, word, p);
 }
 
 SEC("cgroup_skb/egress")
@@ -195,9 +189,11 @@ int nf_cg_ingress(struct __sk_buff *skb)
  * early_verdict refuses at connect and sendmsg what the packets would be
  * refused for. Only TCP and UDP: other protocols have no ports here, and their
  * packets are judged anyway. Nothing is known yet of the device, so whatever
- * may leave through lo waits for its packets.
+ * may leave through lo waits for its packets; and nothing of the source, so what
+ * may be a datagram on a flow does too. It is refused with EPERM all the same.
  */
-static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct address *to)
+static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct address *to,
+					 int datagram)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
@@ -205,6 +201,10 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct
 		.dst = *to,
 		.dst_port = bpf_ntohs(ctx->user_port),
 		.protocol = ctx->protocol,
+	};
+	struct learning learning = {
+		.word = word,
+		.incarnation = IDENTITY_INCARNATION(identity),
 	};
 	enum reason reason = REASON_NONE;
 
@@ -217,7 +217,9 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct
 	else if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP)
 		return SK_PASS_PACKET;
 	else if (!is_loopback(to) && !is_unspecified(to))
-		reason = judge(word, &p);
+		reason = judge(&learning, &p);
+	if (reason == REASON_NO_RULE && datagram && learned_flows_exist(identity, word))
+		return SK_PASS_PACKET;
 	if (!reason)
 		return SK_PASS_PACKET; /* not counted: its packets will be */
 	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
@@ -225,45 +227,45 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct
 	return SK_DROP_PACKET;
 }
 
-static __always_inline int early_verdict4(struct bpf_sock_addr *ctx)
+static __always_inline int early_verdict4(struct bpf_sock_addr *ctx, int datagram)
 {
 	struct address to;
 
 	set_ipv4(&to, ctx->user_ip4);
-	return early_verdict(ctx, &to);
+	return early_verdict(ctx, &to, datagram);
 }
 
-static __always_inline int early_verdict6(struct bpf_sock_addr *ctx)
+static __always_inline int early_verdict6(struct bpf_sock_addr *ctx, int datagram)
 {
 	struct address to = {
 		.word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] },
 	};
 
-	return early_verdict(ctx, &to);
+	return early_verdict(ctx, &to, datagram);
 }
 
 SEC("cgroup/connect4")
 int nf_connect4(struct bpf_sock_addr *ctx)
 {
-	return early_verdict4(ctx);
+	return early_verdict4(ctx, 0);
 }
 
 SEC("cgroup/connect6")
 int nf_connect6(struct bpf_sock_addr *ctx)
 {
-	return early_verdict6(ctx);
+	return early_verdict6(ctx, 0);
 }
 
 SEC("cgroup/sendmsg4")
 int nf_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return early_verdict4(ctx);
+	return early_verdict4(ctx, 1);
 }
 
 SEC("cgroup/sendmsg6")
 int nf_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return early_verdict6(ctx);
+	return early_verdict6(ctx, 1);
 }
 
 /* Run by the daemon: ends the flows, of one attachment or of all, that are over. */

@@ -47,7 +47,8 @@ struct packet {
 	__u8 icmp_type;
 	__u8 arp;
 	__u16 transport; /* offset of what follows the network header */
-	__u16 pad;
+	__u8 ports_only; /* a rule that allows every port does not mean this one */
+	__u8 pad;
 };
 
 static __always_inline void set_ipv4(struct address *a, __be32 ipv4)

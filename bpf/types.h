@@ -14,7 +14,13 @@ enum limit {
 	MAX_SLOTS = 65536, /* tables in use, being built and cooling down */
 	MAX_FLOWS = 1048576,
 	MAX_CHAIN = 128, /* policy.MaxChain */
+	MAX_LEARNED = 1048576, /* chunks of grants, of all attachments */
+	MAX_NAMES = 262144,
+	GRANTS_PER_CHUNK = 4,
+	MAX_CHUNKS = 64, /* per address */
+	MAX_NAME = 253, /* bytes, without the final dot */
 	MAX_REASONS = 32,
+	UNNOTED_FLOWS = MAX_REASONS - 1, /* in nf_drops, though no drop: flows beyond the limit */
 	WORD_SLOT_SHIFT = 12,
 	WORD_SLOT_MASK = 0xfffff,
 };
@@ -38,6 +44,7 @@ enum mode {
  * also when the attachment's index is used again.
  */
 #define WORD_MODE(word) ((word)&0xf)
+#define WORD_GENERATION(word) ((__u32)((word) >> 32))
 #define WORD_SLOT(word) (((word) >> WORD_SLOT_SHIFT) & WORD_SLOT_MASK)
 enum word_flag {
 	WORD_REPLIES = 1 << 4, /* reply flows are permitted */
@@ -129,6 +136,7 @@ enum reason {
 	REASON_SOURCE_ROUTE, /* IPv4 option LSRR or SSRR */
 	REASON_ROUTING_HEADER, /* IPv6, segments left */
 	REASON_EXTENSION_HEADERS, /* IPv6, more than we walk */
+	REASON_NAME_PROTOCOL, /* resolves names past the interception */
 };
 
 struct counters {
@@ -164,8 +172,53 @@ struct event_bucket {
 };
 
 /*
- * A reply flow: somebody outside has opened it, so its answers may leave.
- * Keyed by incarnation, never by attachment: a recycled index inherits nothing.
+ * A name that was asked for, and why its addresses may be reached. Ids are never
+ * used again within an incarnation. To cut a name is to name the generation of
+ * the policy word from which on it is no more: all packets that see that word, or
+ * a later one, see the name cut, and none before.
+ */
+struct name_key {
+	__u32 incarnation;
+	__u32 id; /* never 0 */
+};
+
+struct name {
+	struct name_key key; /* see learned.h */
+	__u64 learned; /* last; bpf_ktime_get_boot_ns() */
+	__u64 used; /* by a flow, as nf_flows_end last saw it, which alone writes it; 0: never */
+	__u64 grant; /* policy.Grant.Key */
+	__u32 cut; /* generation; 0: not cut */
+	__u8 proxy; /* the control plane has decided, not a rule */
+	__u8 length; /* of the text */
+	__u8 text[MAX_NAME + 1]; /* lower case, no final dot */
+};
+
+/* An address is open while a grant lives: not past its deadline, its name not cut. */
+struct grant {
+	__u64 deadline; /* bpf_ktime_get_boot_ns(); 0: an empty place */
+	__u32 name;
+	__u16 first; /* ports, host order */
+	__u16 last;
+	__u8 match; /* enum match */
+	__u8 pad[7];
+};
+
+struct learned_key {
+	struct address address;
+	__u32 incarnation;
+	__u32 chunk; /* 0, 1, … without a gap */
+};
+
+struct learned {
+	struct learned_key key; /* see learned.h */
+	struct grant grants[GRANTS_PER_CHUNK];
+};
+
+/*
+ * A flow outlives what has opened it. A reply flow: somebody outside has, so its
+ * answers may leave. A learned flow: the workload has, while the address was
+ * open by name; the two never share an entry. Keyed by incarnation, never by
+ * attachment: a recycled index inherits nothing.
  */
 struct flow_key {
 	struct address local; /* the workload's */
@@ -175,13 +228,14 @@ struct flow_key {
 	__u16 remote_port; /* echo: 0 */
 	__u8 protocol;
 	__u8 loopback; /* through lo: permits nothing on any other device */
-	__u16 pad;
+	__u8 learned; /* a learned flow */
+	__u8 pad;
 };
 
 struct flow {
 	__u64 deadline; /* bpf_ktime_get_boot_ns() */
 	__u32 attachment;
-	__u32 pad;
+	__u32 name; /* learned flow: by which its last packet was permitted */
 };
 
 /* Argument of the program that ends flows. */

@@ -4,9 +4,14 @@
 #define NETFENCE_VERDICT_H
 
 #include "event.h"
+#include "learned.h"
 #include "maps.h"
 #include "parse.h"
 
+#define PORT_DOT 853
+#define PORT_MDNS 5353
+#define PORT_LLMNR 5355
+#define PORT_NETBIOS_NAMES 137
 #define DHCP_CLIENT 68
 #define DHCP_SERVER 67
 #define DHCPV6_CLIENT 546
@@ -72,13 +77,9 @@ static __always_inline int speaks(const struct clause *c, const struct packet *p
 {
 	if (c->deadline && bpf_ktime_get_boot_ns() >= c->deadline)
 		return 0;
-	if (c->match == MATCH_ANY)
-		return 1;
-	if (p->portless || p->dst_port < c->first || p->dst_port > c->last)
+	if (p->ports_only && c->match == MATCH_ANY && c->verdict == VERDICT_ALLOW)
 		return 0;
-	if (c->match == MATCH_TCP_UDP)
-		return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP;
-	return c->match == p->protocol;
+	return matches(c->match, c->first, c->last, p);
 }
 
 static __always_inline enum reason said(const struct clause *c)
@@ -150,27 +151,69 @@ __attribute__((noinline)) int by_rules(__u32 slot, const struct packet *p,
 	return chain.reason;
 }
 
-/* by_mode turns the rules' silence into the mode's default. */
-static __always_inline enum reason by_mode(__u64 word, enum reason reason)
+/*
+ * resolves_names is true for the protocols by which a host could learn addresses
+ * that Netfence has not: DNS over TLS and QUIC (RFC 7858, RFC 9250), multicast
+ * DNS (RFC 6762), LLMNR (RFC 4795) and NetBIOS names (RFC 1002).
+ */
+static __always_inline int resolves_names(const struct packet *p)
 {
-	if (reason == REASON_NO_RULE && WORD_MODE(word) == MODE_DENYLIST)
+	if (p->portless)
+		return 0;
+	if (p->protocol == IPPROTO_TCP)
+		return p->dst_port == PORT_DOT || p->dst_port == PORT_LLMNR;
+	if (p->protocol == IPPROTO_UDP)
+		return p->dst_port == PORT_DOT || p->dst_port == PORT_LLMNR ||
+		       p->dst_port == PORT_MDNS || p->dst_port == PORT_NETBIOS_NAMES;
+	return 0;
+}
+
+/* judge_address asks the rules, then the mode, then what was learned. */
+static __always_inline enum reason judge_address(struct learning *learning, const struct packet *p,
+						 const struct address *destination)
+{
+	__u64 word = learning->word;
+	enum reason reason = by_rules(WORD_SLOT(word), p, destination);
+
+	learning->name = 0;
+	if (reason != REASON_NO_RULE)
+		return reason;
+	if (p->ports_only)
+		return REASON_NAME_PROTOCOL;
+	if (WORD_MODE(word) == MODE_DENYLIST)
 		return REASON_NONE;
-	return reason;
+	if (WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_DNS &&
+	    by_learned(learning, p, destination))
+		return REASON_NONE;
+	return REASON_NO_RULE;
 }
 
 /*
  * judge is the verdict by destination, in the modes that have rules. What a
- * translator would unwrap must be permitted inside as well as outside.
+ * translator would unwrap must be permitted inside as well as outside, and is
+ * denied if it is denied on either side. Where a name was needed, learning->name
+ * tells which; 0 if two different ones were.
  */
-static __always_inline enum reason judge(__u64 word, const struct packet *p)
+static __always_inline enum reason judge(struct learning *learning, struct packet *p)
 {
+	enum reason outside, inside;
 	struct address inner;
-	enum reason reason = by_rules(WORD_SLOT(word), p, &p->dst);
+	__u32 name;
 
-	reason = by_mode(word, reason);
-	if (reason == REASON_NONE && embedded_ipv4(&p->dst, &inner))
-		reason = by_mode(word, by_rules(WORD_SLOT(word), p, &inner));
-	return reason;
+	p->ports_only = learning->word & WORD_DNS && resolves_names(p);
+	outside = judge_address(learning, p, &p->dst);
+	if ((outside != REASON_NONE && outside != REASON_NO_RULE) ||
+	    !embedded_ipv4(&p->dst, &inner))
+		return outside;
+	name = learning->name;
+	inside = judge_address(learning, p, &inner);
+	if (inside != REASON_NONE && inside != REASON_NO_RULE)
+		return inside;
+	if (!learning->name)
+		learning->name = name;
+	else if (name && name != learning->name)
+		learning->name = 0;
+	return outside ? outside : inside;
 }
 
 /*

@@ -90,7 +90,7 @@ type bpfFlow struct {
 	_          structs.HostLayout
 	Deadline   uint64
 	Attachment uint32
-	Pad        uint32
+	Name       uint32
 }
 
 type bpfFlowKey struct {
@@ -108,13 +108,24 @@ type bpfFlowKey struct {
 	RemotePort  uint16
 	Protocol    uint8
 	Loopback    uint8
-	Pad         uint16
+	Learned     uint8
+	Pad         uint8
 }
 
 type bpfFlowsQuery struct {
 	_          structs.HostLayout
 	Attachment uint32
 	Ended      uint32
+}
+
+type bpfGrant struct {
+	_        structs.HostLayout
+	Deadline uint64
+	Name     uint32
+	First    uint16
+	Last     uint16
+	Match    uint8
+	Pad      [7]uint8
 }
 
 type bpfInterfaceKey struct {
@@ -124,16 +135,38 @@ type bpfInterfaceKey struct {
 	Pad     uint32
 }
 
+type bpfLearned struct {
+	_      structs.HostLayout
+	Key    bpfLearnedKey
+	Grants [4]bpfGrant
+}
+
+type bpfLearnedKey struct {
+	_       structs.HostLayout
+	Address struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Incarnation uint32
+	Chunk       uint32
+}
+
 type bpfLimit uint32
 
 const (
-	bpfLimitMAX_ATTACHMENTS bpfLimit = 32769
-	bpfLimitMAX_SLOTS       bpfLimit = 65536
-	bpfLimitMAX_FLOWS       bpfLimit = 1048576
-	bpfLimitMAX_CHAIN       bpfLimit = 128
-	bpfLimitMAX_REASONS     bpfLimit = 32
-	bpfLimitWORD_SLOT_SHIFT bpfLimit = 12
-	bpfLimitWORD_SLOT_MASK  bpfLimit = 1048575
+	bpfLimitMAX_ATTACHMENTS  bpfLimit = 32769
+	bpfLimitMAX_SLOTS        bpfLimit = 65536
+	bpfLimitMAX_FLOWS        bpfLimit = 1048576
+	bpfLimitMAX_CHAIN        bpfLimit = 128
+	bpfLimitMAX_LEARNED      bpfLimit = 1048576
+	bpfLimitMAX_NAMES        bpfLimit = 262144
+	bpfLimitGRANTS_PER_CHUNK bpfLimit = 4
+	bpfLimitMAX_CHUNKS       bpfLimit = 64
+	bpfLimitMAX_NAME         bpfLimit = 253
+	bpfLimitMAX_REASONS      bpfLimit = 32
+	bpfLimitUNNOTED_FLOWS    bpfLimit = 31
+	bpfLimitWORD_SLOT_SHIFT  bpfLimit = 12
+	bpfLimitWORD_SLOT_MASK   bpfLimit = 1048575
 )
 
 type bpfMatch uint32
@@ -153,6 +186,25 @@ const (
 	bpfModeMODE_DENYLIST  bpfMode = 2
 	bpfModeMODE_DISABLED  bpfMode = 3
 )
+
+type bpfName struct {
+	_       structs.HostLayout
+	Key     bpfNameKey
+	Learned uint64
+	Used    uint64
+	Grant   uint64
+	Cut     uint32
+	Proxy   uint8
+	Length  uint8
+	Text    [254]uint8
+	_       [4]byte
+}
+
+type bpfNameKey struct {
+	_           structs.HostLayout
+	Incarnation uint32
+	Id          uint32
+}
 
 type bpfPrefix struct {
 	_       structs.HostLayout
@@ -180,6 +232,7 @@ const (
 	bpfReasonREASON_SOURCE_ROUTE      bpfReason = 11
 	bpfReasonREASON_ROUTING_HEADER    bpfReason = 12
 	bpfReasonREASON_EXTENSION_HEADERS bpfReason = 13
+	bpfReasonREASON_NAME_PROTOCOL     bpfReason = 14
 )
 
 type bpfSlotContent struct {
@@ -211,7 +264,9 @@ const (
 	bpfMapNfFlowCounts          = "nf_flow_counts"
 	bpfMapNfFlows               = "nf_flows"
 	bpfMapNfInterfaces          = "nf_interfaces"
+	bpfMapNfLearned             = "nf_learned"
 	bpfMapNfMeta                = "nf_meta"
+	bpfMapNfNames               = "nf_names"
 	bpfMapNfSlots               = "nf_slots"
 	bpfMapNfTables              = "nf_tables"
 	bpfMapNfWords               = "nf_words"
@@ -230,6 +285,8 @@ const (
 	bpfProgNfSendmsg6           = "nf_sendmsg6"
 	bpfVarEventInterval         = "event_interval"
 	bpfVarGeneratedTypes        = "generated_types"
+	bpfVarMaxFlowOther          = "max_flow_other"
+	bpfVarMaxFlowTcp            = "max_flow_tcp"
 	bpfVarMaxFlowsPerAttachment = "max_flows_per_attachment"
 )
 
@@ -305,7 +362,9 @@ type bpfMapSpecs struct {
 	NfFlowCounts   *ebpf.MapSpec `ebpf:"nf_flow_counts"`
 	NfFlows        *ebpf.MapSpec `ebpf:"nf_flows"`
 	NfInterfaces   *ebpf.MapSpec `ebpf:"nf_interfaces"`
+	NfLearned      *ebpf.MapSpec `ebpf:"nf_learned"`
 	NfMeta         *ebpf.MapSpec `ebpf:"nf_meta"`
+	NfNames        *ebpf.MapSpec `ebpf:"nf_names"`
 	NfSlots        *ebpf.MapSpec `ebpf:"nf_slots"`
 	NfTables       *ebpf.MapSpec `ebpf:"nf_tables"`
 	NfWords        *ebpf.MapSpec `ebpf:"nf_words"`
@@ -317,6 +376,8 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	EventInterval         *ebpf.VariableSpec `ebpf:"event_interval"`
 	GeneratedTypes        *ebpf.VariableSpec `ebpf:"generated_types"`
+	MaxFlowOther          *ebpf.VariableSpec `ebpf:"max_flow_other"`
+	MaxFlowTcp            *ebpf.VariableSpec `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.VariableSpec `ebpf:"max_flows_per_attachment"`
 }
 
@@ -351,7 +412,9 @@ type bpfMaps struct {
 	NfFlowCounts   *ebpf.Map `ebpf:"nf_flow_counts"`
 	NfFlows        *ebpf.Map `ebpf:"nf_flows"`
 	NfInterfaces   *ebpf.Map `ebpf:"nf_interfaces"`
+	NfLearned      *ebpf.Map `ebpf:"nf_learned"`
 	NfMeta         *ebpf.Map `ebpf:"nf_meta"`
+	NfNames        *ebpf.Map `ebpf:"nf_names"`
 	NfSlots        *ebpf.Map `ebpf:"nf_slots"`
 	NfTables       *ebpf.Map `ebpf:"nf_tables"`
 	NfWords        *ebpf.Map `ebpf:"nf_words"`
@@ -370,7 +433,9 @@ func (m *bpfMaps) Close() error {
 		m.NfFlowCounts,
 		m.NfFlows,
 		m.NfInterfaces,
+		m.NfLearned,
 		m.NfMeta,
+		m.NfNames,
 		m.NfSlots,
 		m.NfTables,
 		m.NfWords,
@@ -383,6 +448,8 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	EventInterval         *ebpf.Variable `ebpf:"event_interval"`
 	GeneratedTypes        *ebpf.Variable `ebpf:"generated_types"`
+	MaxFlowOther          *ebpf.Variable `ebpf:"max_flow_other"`
+	MaxFlowTcp            *ebpf.Variable `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.Variable `ebpf:"max_flows_per_attachment"`
 }
 

@@ -26,6 +26,7 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_SOURCE_ROUTE:      "source-route",
 	bpfReasonREASON_ROUTING_HEADER:    "routing-header",
 	bpfReasonREASON_EXTENSION_HEADERS: "extension-headers",
+	bpfReasonREASON_NAME_PROTOCOL:     "name-protocol",
 }
 
 // Counters of an attachment since it was attached. Connections and datagrams
@@ -37,6 +38,9 @@ type Counters struct {
 	PacketsDropped uint64
 	BytesDropped   uint64
 	Drops          map[string]uint64 // packets by reason; only what happened
+	// FlowsUnnoted counts packets to learned addresses that passed but whose flow
+	// found no room: it ends with the grant.
+	FlowsUnnoted uint64
 }
 
 // Counters reads the counters of id.
@@ -65,6 +69,9 @@ func (d *Datapath) readCounters(index uint32) (Counters, error) {
 		c.BytesAllowed += cpu.AllowedBytes
 		c.PacketsDropped += cpu.DroppedPackets
 		c.BytesDropped += cpu.DroppedBytes
+	}
+	if err := d.bpf.NfDrops.Lookup(index*maxReasons+uint32(bpfLimitUNNOTED_FLOWS), &c.FlowsUnnoted); err != nil {
+		return Counters{}, err
 	}
 	if c.PacketsDropped == 0 {
 		return c, nil

@@ -2,4 +2,4 @@
 
 package datapath
 
-//go:generate go tool -modfile=../../tools/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel,bpfeb -go-package datapath -type limit -type attachment -type attachment_flag -type word_flag -type mode -type match -type clause_verdict -type reason -type interface_key -type prefix -type clause -type slot_content -type counters -type event -type event_bucket -type flow_key -type flow -type flows_query bpf ../../bpf/netfence.bpf.c -- -O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool -modfile=../../tools/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel,bpfeb -go-package datapath -type limit -type attachment -type attachment_flag -type word_flag -type mode -type match -type clause_verdict -type reason -type interface_key -type prefix -type clause -type slot_content -type counters -type event -type event_bucket -type name_key -type name -type grant -type learned_key -type learned -type flow_key -type flow -type flows_query bpf ../../bpf/netfence.bpf.c -- -O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
