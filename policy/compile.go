@@ -31,6 +31,11 @@ func (p *Policy) Compile() (*Compiled, error) {
 	case len(p.RepliesUDP) > 0:
 		return nil, &UnsupportedError{"replies_udp"}
 	}
+	for i, z := range p.DNS.Forward {
+		if z.Original {
+			return nil, &UnsupportedError{fmt.Sprintf("dns.forward[%d].original", i)}
+		}
+	}
 	c := &Compiled{Mode: p.Mode, Names: p.names()}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist:

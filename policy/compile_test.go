@@ -44,10 +44,12 @@ func TestCompileSettings(t *testing.T) {
 }
 
 func TestCompileUnsupported(t *testing.T) {
+	server := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
 	for field, p := range map[string]*Policy{
-		"audit":       {Audit: true},
-		"source":      {Source: []Source{{MAC: [6]byte{2}}}},
-		"replies_udp": {RepliesUDP: []Ports{{5060, 5060, UDP}}},
+		"audit":                   {Audit: true},
+		"source":                  {Source: []Source{{MAC: [6]byte{2}}}},
+		"replies_udp":             {RepliesUDP: []Ports{{5060, 5060, UDP}}},
+		"dns.forward[1].original": {DNS: DNS{Forward: []ZoneForward{{Zone: "corp", To: server}, {Zone: "lan", Original: true}}}},
 	} {
 		var unsupported *UnsupportedError
 		if _, err := p.Compile(); !errors.As(err, &unsupported) || unsupported.Field != field {

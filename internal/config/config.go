@@ -69,7 +69,7 @@ const (
 	UnreachablePending                    // attach block-all, until the control plane says otherwise
 )
 
-// DNS is stored for the DNS front end.
+// DNS is what the DNS server does unless a policy says otherwise.
 type DNS struct {
 	// Upstreams that answer for policies that name none. Empty: the host's resolv.conf.
 	Upstreams []netip.AddrPort

@@ -107,19 +107,18 @@ dns: {listen_addr: 127.0.0.1, port_min: 11000, port_max: 11500, upstream: 192.0.
 					"dns.listen_addr is ignored: this daemon needs no DNS address or port range",
 					"dns.port_min is ignored: this daemon needs no DNS address or port range",
 					"dns.port_max is ignored: this daemon needs no DNS address or port range",
-					"dns.upstream has no effect yet",
 				}
 			},
 		},
 		{
-			name: "dns, events, metrics are stored",
+			name: "dns, events, metrics",
 			file: `
 dns:
   upstream: [192.0.2.53, "[2001:db8::53]:5353"]
-  forward: [{zone: cluster.local, to: [10.96.0.10]}, {zone: corp, to: original}]
+  forward: [{zone: cluster.local, to: [10.96.0.10]}, {zone: corp, to: ["2001:db8::1"]}]
   min_ttl: 10s
   max_ttl: 20s
-  grace: 0s
+  grace: 1s
   max_flow: 2h/1h
   refuse_with: refused
   allow_private_answers: true
@@ -131,18 +130,15 @@ metrics: {listen: "127.0.0.1:9100", per_attachment: true}
 					Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")},
 					Forward: []policy.ZoneForward{
 						{Zone: "cluster.local", To: []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}},
-						{Zone: "corp", Original: true},
+						{Zone: "corp", To: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:53")}},
 					},
-					MinTTL: 10 * time.Second, MaxTTL: 20 * time.Second,
+					MinTTL: 10 * time.Second, MaxTTL: 20 * time.Second, Grace: time.Second,
 					MaxFlowTCP: 2 * time.Hour, MaxFlowOther: time.Hour,
 					RefuseWith: policy.RefuseRefused, AllowPrivateAnswers: true,
 				}
 				c.Events.Rate = 5
 				c.Metrics = Metrics{Listen: "127.0.0.1:9100", PerAttachment: true}
-				for _, name := range []string{
-					"dns.upstream", "dns.forward", "dns.min_ttl", "dns.max_ttl", "dns.grace", "dns.max_flow", "dns.refuse_with",
-					"dns.allow_private_answers", "events.rate", "metrics.listen", "metrics.per_attachment",
-				} {
+				for _, name := range []string{"metrics.listen", "metrics.per_attachment"} {
 					c.Warnings = append(c.Warnings, name+" has no effect yet")
 				}
 			},
@@ -216,6 +212,12 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "dns: {upstream: [nowhere]}", want: "dns.upstream: server \"nowhere\" is not an address"},
 		{file: "dns: {forward: [{zone: a}]}", want: "dns.forward:"},
 		{file: "dns: {min_ttl: 2h}", want: "dns.min_ttl: 2h0m0s is more than dns.max_ttl, 1h0m0s"},
+		{file: "dns: {grace: 0s}", want: "line 1: dns.grace: 0s is not between 1s and 720h0m0s"},
+		{file: "dns: {max_ttl: 721h}", want: "dns.max_ttl: 721h0m0s is not between 1s and 720h0m0s"},
+		{file: "dns: {max_flow: 24h/0s}", want: "dns.max_flow: 0s is not between 1s and 720h0m0s"},
+		{file: "dns: {refuse_with: default}", want: "dns.refuse_with: this is where the default is set (nxdomain or refused)"},
+		{file: "dns: {refuse_with: servfail}", want: `refuse_with "servfail": unknown`},
+		{file: "dns: {forward: [{zone: corp, to: original}]}", want: "dns.forward: zone corp: original is not supported yet"},
 		{file: "metrics: {listen: 9100}", want: `"9100" is neither off nor host:port`},
 		{file: "a: 1\n---\nb: 2", want: "more than one YAML document"},
 		{file: "[]", want: "line 1: the file is not a mapping"},

@@ -134,10 +134,10 @@ func setMaxFlow(c *Config, v value) error {
 	if !both {
 		other = tcp
 	}
-	if c.DNS.MaxFlowTCP, err = parseDuration(tcp); err != nil {
+	if c.DNS.MaxFlowTCP, err = parseLife(tcp); err != nil {
 		return err
 	}
-	c.DNS.MaxFlowOther, err = parseDuration(other)
+	c.DNS.MaxFlowOther, err = parseLife(other)
 	return err
 }
 

@@ -140,6 +140,35 @@ func parseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
+// life is a duration of something learned. None of them can be nothing, and none outlasts a month: what is learned is to end.
+func life(field func(*Config) *time.Duration) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		text, err := v.text()
+		if err != nil {
+			return err
+		}
+		d, err := parseLife(text)
+		if err != nil {
+			return err
+		}
+		*field(c) = d
+		return nil
+	}
+}
+
+const (
+	minLife = time.Second
+	maxLife = 30 * 24 * time.Hour
+)
+
+func parseLife(text string) (time.Duration, error) {
+	d, err := parseDuration(text)
+	if err == nil && (d < minLife || d > maxLife) {
+		err = fmt.Errorf("%v is not between %v and %v", d, minLife, maxLife)
+	}
+	return d, err
+}
+
 func boolean(field func(*Config) *bool) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		b, err := v.boolean()

@@ -64,11 +64,11 @@ func (r *reader) change(cmd *netfencev1.ControlCommand) Change {
 		return edit(func(p *policy.Policy) *policy.Policy { return p.WithoutPrefix(prefix) })
 	case *netfencev1.ControlCommand_AllowDomain:
 		r.enter(field, -1)
-		rule := r.domain(command.AllowDomain)
+		rule := r.domain(command.AllowDomain, policy.Allow)
 		return edit(func(p *policy.Policy) *policy.Policy { return p.WithAllowDomain(rule) })
 	case *netfencev1.ControlCommand_DenyDomain:
 		r.enter(field, -1)
-		rule := r.domain(command.DenyDomain)
+		rule := r.domain(command.DenyDomain, policy.Deny)
 		return edit(func(p *policy.Policy) *policy.Policy { return p.WithDenyDomain(rule) })
 	case *netfencev1.ControlCommand_RemoveDomain:
 		name := r.name(field, command.RemoveDomain)

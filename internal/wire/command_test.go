@@ -57,6 +57,20 @@ func TestChangeFrom(t *testing.T) {
 			}), false, ""},
 		{"remove_domain", `remove_domain: "X.Example."`,
 			with(func(p *policy.Policy) { p.DNS.Allow = nil }), false, ""},
+		{"remove_domain does not mean what is below", `remove_domain: "*.x.example"`, before, false, ""},
+		{"remove_domain of none", `remove_domain: "y.example"`, before, false, ""},
+		{"allow_domain with all it can have", `allow_domain { domain: "ÿ.example." ports { first: 443 protocol: PROTOCOL_TCP } private: true }`,
+			with(func(p *policy.Policy) {
+				p.DNS.Allow = []policy.DomainRule{{Domain: "x.example"}, {
+					Domain: "xn--wda.example", Private: true, Force: true, Ports: []policy.Ports{{First: 443, Last: 443, Protocol: policy.TCP}},
+				}}
+			}), false, ""},
+		{"include_subdomains says nothing more of a wildcard", `allow_domain { domain: "*.y.example" include_subdomains: true }`,
+			with(func(p *policy.Policy) {
+				p.DNS.Allow = []policy.DomainRule{{Domain: "x.example"}, {Domain: "*.y.example", Force: true}}
+			}), false, ""},
+		{"every name", `deny_domain { domain: "*" }`,
+			with(func(p *policy.Policy) { p.DNS.Deny = []policy.DomainRule{{Domain: "*", Force: true}} }), false, ""},
 		{"bulk_update", `bulk_update { ` + rich + ` }`, richPolicy, true, ""},
 		{"subscribed_ack", `subscribed_ack { ` + rich + ` }`, richPolicy, true, ""},
 	} {
@@ -108,7 +122,11 @@ func TestChangeFromRefuses(t *testing.T) {
 		{`remove_cidr: ""`, "remove_cidr", false},
 		{`allow_domain { domain: "" }`, "allow_domain.domain", false},
 		{`deny_domain { domain: "a b" }`, "deny_domain.domain", false},
+		{`deny_domain { domain: "a.example" ports { first: 443 } }`, "deny_domain.ports", false},
 		{`remove_domain: ".."`, "remove_domain", false},
+		{`bulk_update { mode: POLICY_MODE_ALLOWLIST dns {} }`, "bulk_update.dns.mode", false},
+		{`bulk_update { mode: POLICY_MODE_ALLOWLIST dns { mode: DNS_MODE_ALLOWLIST deny_domains { domain: "a.example" ports { first: 1 } } } }`,
+			"bulk_update.dns.deny_domains[0].ports", false},
 		{`bulk_update {}`, "bulk_update.mode", false},
 		{`subscribed_ack {}`, "subscribed_ack.mode", false},
 		{`bulk_update { mode: POLICY_MODE_ALLOWLIST allow_cidrs { cidr: "10.0.0.0/8" } allow_cidrs { cidr: "10.0.0/8" } }`,
@@ -146,6 +164,8 @@ func TestViolationsOfPolicy(t *testing.T) {
 		{&policy.InvalidError{Field: "deny[0]", Value: "v", Reason: "r"}, "bulk_update.deny_cidrs[0]"},
 		{&policy.InvalidError{Field: "dns.allow[1]", Value: "v", Reason: "r"}, "bulk_update.dns.allow_domains[1]"},
 		{&policy.InvalidError{Field: "dns.upstreams[1]", Value: "v", Reason: "r"}, "bulk_update.dns.upstream_servers[1]"},
+		{&policy.UnsupportedError{Field: "dns.forward[1].original"}, "bulk_update.dns.forward[1].original"},
+		{&policy.UnsupportedError{Field: "audit"}, "bulk_update.audit"},
 		{&policy.InvalidError{Field: "rules", Value: "v", Reason: "r"}, "bulk_update.rules"},
 		{errors.New("the kernel has no room"), "bulk_update"},
 	} {

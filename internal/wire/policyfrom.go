@@ -156,29 +156,32 @@ func (r *reader) dns(m *netfencev1.DnsConfig) policy.DNS {
 	defer r.leave()
 	return policy.DNS{
 		Mode:       readEnum(r, "mode", dnsModes, m.GetMode()),
-		Allow:      r.domains("allow_domains", m.GetAllowDomains()),
-		Deny:       r.domains("deny_domains", m.GetDenyDomains()),
+		Allow:      r.domains("allow_domains", m.GetAllowDomains(), policy.Allow),
+		Deny:       r.domains("deny_domains", m.GetDenyDomains(), policy.Deny),
 		Upstreams:  readTexts(r, "upstream_servers", m.GetUpstreamServers(), "a server", policy.ParseServer),
 		RefuseWith: readEnum(r, "refuse_with", refuseCodes, m.GetRefuseWith()),
 		Forward:    r.forwards(m.GetForward()),
 	}
 }
 
-func (r *reader) domains(field string, entries []*netfencev1.DomainEntry) []policy.DomainRule {
+func (r *reader) domains(field string, entries []*netfencev1.DomainEntry, list policy.Action) []policy.DomainRule {
 	if len(entries) == 0 {
 		return nil
 	}
 	rules := make([]policy.DomainRule, len(entries))
 	for i, entry := range entries {
 		r.enter(field, i)
-		rules[i] = r.domain(entry)
+		rules[i] = r.domain(entry, list)
 		r.leave()
 	}
 	return rules
 }
 
 // domain reads a domain rule. Force is set: published peers can not say it, and a control plane means what it sends.
-func (r *reader) domain(m *netfencev1.DomainEntry) policy.DomainRule {
+func (r *reader) domain(m *netfencev1.DomainEntry, list policy.Action) policy.DomainRule {
+	if n := len(m.GetPorts()); n > 0 && list == policy.Deny {
+		r.refuse("ports", n, "none: a denied name has no addresses to bind ports to (deny the addresses)")
+	}
 	name := r.name("domain", m.GetDomain())
 	return policy.DomainRule{
 		Domain:            name,
