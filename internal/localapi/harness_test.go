@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
@@ -32,6 +33,7 @@ type env struct {
 	store      *state.Store
 	kernel     *fakeKernel
 	subscriber *fakeSubscriber
+	hub        *events.Hub
 	server     *Server
 	conn       *grpc.ClientConn
 	client     netfencev1.DaemonServiceClient
@@ -48,6 +50,7 @@ func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 		store:      store,
 		kernel:     &fakeKernel{store: store, holds: make(map[string]*policy.Compiled)},
 		subscriber: &fakeSubscriber{store: store, policy: &policy.Policy{Mode: policy.ModeAllowlist}},
+		hub:        events.NewHub(0),
 	}
 	opts := Options{
 		Store: store, Subscriber: e.subscriber, Resolver: fakeResolver{}, Counters: e.kernel.counters,
@@ -59,6 +62,8 @@ func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 			}
 		},
 		KernelTimeout: 200 * time.Millisecond,
+		Events:        e.hub,
+		InstanceID:    "run-1",
 	}
 	for _, change := range edit {
 		change(&opts)

@@ -18,6 +18,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
@@ -35,6 +36,12 @@ type Resolver interface {
 	Interface(name string, direction target.Direction, netns string) (target.Target, error)
 	Cgroup(path string) (target.Target, error)
 	PID(pid int) (target.Target, error)
+}
+
+// Events hands out what was observed; *events.Hub does.
+type Events interface {
+	// Subscribe begins a subscription to the ids, to all attachments where there is none.
+	Subscribe(ids ...string) *events.Subscription
 }
 
 // Counters of an attachment since it was attached.
@@ -80,6 +87,10 @@ type Options struct {
 	Learned func(id string) []Learned
 	// DetachOrphans ends what the kernel filters and the store does not know. Nil: there is nothing of the kind.
 	DetachOrphans func() error
+	// Events is what Watch streams. Nil: Watch is unimplemented.
+	Events Events
+	// InstanceID names this run of the daemon in what Watch streams.
+	InstanceID string
 	// KernelTimeout bounds how long a call waits for the kernel alone; 0: 10 s. What the control plane takes is the
 	// Subscriber's.
 	KernelTimeout time.Duration
@@ -93,6 +104,9 @@ type Server struct {
 	grpc    *grpc.Server
 	health  *health.Server
 	flights flights
+
+	stopping context.Context // done when calls that end only with their caller are to end
+	stop     context.CancelFunc
 }
 
 // New returns a server that does not listen yet.
@@ -110,7 +124,9 @@ func New(opts Options) *Server {
 		opts.Learned = func(string) []Learned { return nil }
 	}
 	s := &Server{opts: opts, health: health.NewServer()}
-	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.answer), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(maxRequestBytes))
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.answer), grpc.StreamInterceptor(s.stream), grpc.WaitForHandlers(true),
+		grpc.MaxRecvMsgSize(maxRequestBytes))
 	netfencev1.RegisterDaemonServiceServer(s.grpc, s)
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	return s
@@ -121,10 +137,11 @@ func (s *Server) Serve(listener net.Listener) error {
 	return s.grpc.Serve(listener)
 }
 
-// Stop refuses new calls and waits for those under way until ctx is done; then it cancels them and waits for their
-// roll-back. When it returns no call is left.
+// Stop refuses new calls, ends watches and waits for the calls under way until ctx is done; then it cancels them and
+// waits for their roll-back. So long also a watch takes whose caller does not read. When it returns no call is left.
 func (s *Server) Stop(ctx context.Context) {
 	s.health.Shutdown()
+	s.stop()
 	cancelled := context.AfterFunc(ctx, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	cancelled()
@@ -133,9 +150,18 @@ func (s *Server) Stop(ctx context.Context) {
 // answer is where errors become status codes.
 func (s *Server) answer(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	response, err := handler(ctx, request)
+	return response, s.refusal(info.FullMethod, err)
+}
+
+// stream likewise.
+func (s *Server) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return s.refusal(info.FullMethod, handler(server, stream))
+}
+
+func (s *Server) refusal(method string, err error) error {
 	if err != nil {
 		err = toStatus(err)
-		s.opts.Log.Debug("call refused", "method", info.FullMethod, "err", err)
+		s.opts.Log.Debug("call refused", "method", method, "err", err)
 	}
-	return response, err
+	return err
 }

@@ -31,7 +31,7 @@ type EventBatch struct {
 	DaemonId string `protobuf:"bytes,1,opt,name=daemon_id,json=daemonId,proto3" json:"daemon_id,omitempty"`
 	// Identity of this run of the daemon (Hello.instance_id); set in the first batch of a stream.
 	InstanceId string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	// Number of the batch within the run, counted from 1.
+	// Number of the batch within the run, counted from 1; of Watch: within the stream.
 	Number uint64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
 	// What was observed, in order.
 	Events []*Event `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`
@@ -299,7 +299,13 @@ type DeniedFlow struct {
 	// Names that the address was learned under; empty: none.
 	Names []string `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
 	// The policy is in audit: the packet passed.
-	Audit         bool `protobuf:"varint,7,opt,name=audit,proto3" json:"audit,omitempty"`
+	Audit bool `protobuf:"varint,7,opt,name=audit,proto3" json:"audit,omitempty"`
+	// Source address; empty where the connection was refused before it had one.
+	SourceAddress string `protobuf:"bytes,8,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	// Source port; 0 where it is not known or the packet has none.
+	SourcePort uint32 `protobuf:"varint,9,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	// Length in bytes; 0: refused before there was a packet.
+	Length        uint32 `protobuf:"varint,10,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,6 +389,27 @@ func (x *DeniedFlow) GetAudit() bool {
 	return false
 }
 
+func (x *DeniedFlow) GetSourceAddress() string {
+	if x != nil {
+		return x.SourceAddress
+	}
+	return ""
+}
+
+func (x *DeniedFlow) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *DeniedFlow) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 // DnsDecision is a DNS query and what became of it.
 type DnsDecision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -397,7 +424,9 @@ type DnsDecision struct {
 	// Addresses learned from the answer.
 	Learned []string `protobuf:"bytes,5,rep,name=learned,proto3" json:"learned,omitempty"`
 	// The policy is in audit: the query was answered all the same.
-	Audit         bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	Audit bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	// Rule that decided, or what went wrong, one line.
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,6 +503,13 @@ func (x *DnsDecision) GetAudit() bool {
 	return false
 }
 
+func (x *DnsDecision) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Incident is something about an attachment that an operator should look at.
 type Incident struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -529,10 +565,11 @@ func (x *Incident) GetMessage() string {
 	return ""
 }
 
-// WatchRequest selects events of the local daemon.
+// WatchRequest selects events of the local daemon. The first batch of the answer comes at once, without events: what
+// happens after it is told.
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Attachments to watch; none: all, those to come included.
+	// Attachments to watch; none: all, those to come included. One that is not there is NOT_FOUND.
 	Ids           []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -753,7 +790,7 @@ const file_netfence_v1_event_proto_rawDesc = "" +
 	"deniedFlow\x12=\n" +
 	"\fdns_decision\x18\x04 \x01(\v2\x18.netfence.v1.DnsDecisionH\x00R\vdnsDecision\x123\n" +
 	"\bincident\x18\x05 \x01(\v2\x15.netfence.v1.IncidentH\x00R\bincidentB\a\n" +
-	"\x05event\"\xb3\x01\n" +
+	"\x05event\"\x93\x02\n" +
 	"\n" +
 	"DeniedFlow\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
@@ -763,7 +800,12 @@ const file_netfence_v1_event_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04rule\x18\x05 \x01(\tR\x04rule\x12\x14\n" +
 	"\x05names\x18\x06 \x03(\tR\x05names\x12\x14\n" +
-	"\x05audit\x18\a \x01(\bR\x05audit\"\xa2\x01\n" +
+	"\x05audit\x18\a \x01(\bR\x05audit\x12%\n" +
+	"\x0esource_address\x18\b \x01(\tR\rsourceAddress\x12\x1f\n" +
+	"\vsource_port\x18\t \x01(\rR\n" +
+	"sourcePort\x12\x16\n" +
+	"\x06length\x18\n" +
+	" \x01(\rR\x06length\"\xba\x01\n" +
 	"\vDnsDecision\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1d\n" +
 	"\n" +
@@ -771,7 +813,8 @@ const file_netfence_v1_event_proto_rawDesc = "" +
 	"\aallowed\x18\x03 \x01(\bR\aallowed\x12\x12\n" +
 	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x18\n" +
 	"\alearned\x18\x05 \x03(\tR\alearned\x12\x14\n" +
-	"\x05audit\x18\x06 \x01(\bR\x05audit\"8\n" +
+	"\x05audit\x18\x06 \x01(\bR\x05audit\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"8\n" +
 	"\bIncident\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\" \n" +
