@@ -88,7 +88,7 @@ interface or a cgroup and enforced in the kernel, whether or not the daemon runs
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s: %v (see `%s --help`)", strings.TrimPrefix(cmd.CommandPath(), "netfenced "), err, cmd.CommandPath())
 	})
-	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.policy(), a.version())
+	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.policy(), a.events(), a.version())
 	return root
 }
 

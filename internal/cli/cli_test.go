@@ -135,6 +135,41 @@ func (cannedDaemon) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.Daem
 	}, nil
 }
 
+// Watch ends, as a daemon does that stops.
+func (cannedDaemon) Watch(r *netfencev1.WatchRequest, stream grpc.ServerStreamingServer[netfencev1.EventBatch]) error {
+	for _, id := range r.GetIds() {
+		if id != firstID {
+			return status.Error(codes.NotFound, "watch: attachment "+id+": not found")
+		}
+	}
+	at := func(second int) *netfencev1.Event {
+		return &netfencev1.Event{Id: firstID, Time: timestamppb.New(time.Date(2026, 1, 2, 3, 4, second, 6e6, time.UTC))}
+	}
+	tcp, icmp, frame, asked, refused, incident, unknown := at(1), at(2), at(3), at(4), at(5), at(6), at(7)
+	tcp.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
+		Address: "2001:db8::1", Port: 443, IpProtocol: 6, Reason: "no-rule", Names: []string{"a.example", "b.example"},
+	}}
+	icmp.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
+		Address: "192.0.2.1", IpProtocol: 1, Reason: "deny-rule", SourceAddress: "10.0.0.2", Length: 84,
+	}}
+	frame.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{Reason: "not-ip", Length: 64}}
+	asked.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{
+		Domain: "example.com", QueryType: "A", Allowed: true, Reason: "allow example.com", Learned: []string{"192.0.2.1", "192.0.2.2"},
+	}}
+	refused.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{Domain: "evil\x1b[2J[2J<&>", QueryType: "AAAA"}}
+	incident.Event = &netfencev1.Event_Incident{Incident: &netfencev1.Incident{Kind: "names_limit", Message: "no room for another name"}}
+	for _, batch := range []*netfencev1.EventBatch{
+		{DaemonId: "node-1", InstanceId: "run-1", Number: 1},
+		{Number: 2, Events: []*netfencev1.Event{tcp, icmp}, Lost: 7},
+		{Number: 3, Events: []*netfencev1.Event{frame, asked, refused, incident, unknown}},
+	} {
+		if err := stream.Send(batch); err != nil {
+			return err
+		}
+	}
+	return status.Error(codes.Unavailable, "the daemon is stopping")
+}
+
 func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.GetResponse, error) {
 	if r.GetId() != firstID && r.GetKey() != "job-7" {
 		return nil, status.Error(codes.NotFound, "get: attachment "+r.GetId()+": not found")
