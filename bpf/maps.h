@@ -172,6 +172,33 @@ struct {
 	__type(value, struct event_bucket);
 } nf_event_buckets SEC(".maps");
 
+/* enum dns_setting → value */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DNS_SETTINGS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_dns SEC(".maps");
+
+/* Whom the sockets of cgroups believe to ask. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct dns_servers);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_dns_sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_DNS_FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct dns_flow_key);
+	__type(value, struct dns_flow);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_dns_flows SEC(".maps");
+
 /* Sockets of the daemon itself, exempt where it shares the filtered device. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

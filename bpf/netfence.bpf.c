@@ -8,18 +8,22 @@
  *   nf_in_*    tc, the other side of the same device: reply flows, never a drop
  *   nf_cg_*    cgroup: the verdict on egress, reply flows on ingress
  *   nf_connect*, nf_sendmsg*  cgroup: the same verdict early enough for EPERM;
- *              what they let pass is still judged packet by packet
+ *              what they let pass is still judged packet by packet. They turn
+ *              queries to the DNS listener; nf_recvmsg* and nf_getpeername* hide that
+ *   nf_bind*   cgroup: nobody takes the listener's place
+ *   nf_dns_return  tc: answers from the DNS namespace to interfaces
  *
  * _l2 is for devices with a link-layer header, _l3 for those without (tun).
  */
+#include "dns_cgroup.h"
+#include "dns_interface.h"
 #include "flow.h"
 #include "kernel.h"
 #include "loopback.h"
+#include "socket.h"
 
 #define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
 #define TC_DROP 2 /* TC_ACT_SHOT */
-#define SK_PASS_PACKET 1
-#define SK_DROP_PACKET 0
 
 /* interface_identity is 0 for a device, or a namespace, that is not attached. */
 static __always_inline __u64 interface_identity(struct __sk_buff *skb)
@@ -40,38 +44,47 @@ static __always_inline enum reason parse(struct __sk_buff *skb, int headerless, 
 
 /* What block-all drops is parsed all the same: it is to be told of. */
 static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u64 identity,
-						     int headerless, struct packet *p)
+						     __u64 word, enum reason parsed,
+						     struct packet *p)
 {
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
-	enum reason reason;
-
 	if (!identity)
 		return REASON_UNATTACHED;
 	if (WORD_MODE(word) == MODE_DISABLED)
 		return REASON_NONE;
-	reason = parse(skb, headerless, p);
 	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
 		return REASON_MODE;
-	if (reason)
-		return reason;
+	if (parsed)
+		return parsed;
 	if (rewrites_itself(skb, p))
 		return REASON_MALFORMED;
 	if (configures(p))
 		return REASON_NONE;
-	if (is_loopback(&p->dst))
+	if (is_loopback(&p->dst) || in_dns_range(&p->dst))
 		return REASON_LOOPBACK;
 	return leaves(identity, word, p);
 }
 
-static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless)
+/* Only what comes in can be handed to the DNS listener; what goes out is dropped instead. */
+static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless, int ingress)
 {
 	__u64 identity = interface_identity(skb);
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	enum reason reason;
 	struct packet p = {};
-	enum reason reason = interface_verdict(skb, identity, headerless, &p);
+	__u32 listener = 0;
 
 	skb->tc_index = IDENTITY_ATTACHMENT(identity); /* see interface_inbound */
+	reason = parse(skb, headerless, &p);
+	if (identity && !reason && is_query(&p) &&
+	    (intercepts(word) || (ingress && is_nameserver(&p.dst))))
+		reason = ingress ? dns_hand_over(skb, identity, headerless, &p, &listener) :
+				   REASON_DNS;
+	else
+		reason = interface_verdict(skb, identity, word, reason, &p);
 	count(identity, reason, skb->len, &p);
-	return reason ? TC_DROP : TC_PASS;
+	if (reason)
+		return TC_DROP;
+	return listener ? bpf_redirect_peer(listener, 0) : TC_PASS;
 }
 
 static __always_inline int is_exempt(struct __sk_buff *skb)
@@ -105,25 +118,25 @@ static __always_inline int interface_inbound(struct __sk_buff *skb, int headerle
 SEC("tc")
 int nf_out_l2(struct __sk_buff *skb)
 {
-	return interface_outbound(skb, 0);
+	return interface_outbound(skb, 0, 1);
 }
 
 SEC("tc")
 int nf_out_l3(struct __sk_buff *skb)
 {
-	return interface_outbound(skb, 1);
+	return interface_outbound(skb, 1, 1);
 }
 
 SEC("tc")
 int nf_host_l2(struct __sk_buff *skb)
 {
-	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 0);
+	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 0, 0);
 }
 
 SEC("tc")
 int nf_host_l3(struct __sk_buff *skb)
 {
-	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 1);
+	return is_exempt(skb) ? TC_PASS : interface_outbound(skb, 1, 0);
 }
 
 SEC("tc")
@@ -138,6 +151,14 @@ int nf_in_l3(struct __sk_buff *skb)
 	return interface_inbound(skb, 1);
 }
 
+SEC("tc")
+int nf_dns_return(struct __sk_buff *skb)
+{
+	__u32 ifindex = dns_lead_back(skb, netns_cookie(skb));
+
+	return ifindex ? bpf_redirect(ifindex, 0) : TC_DROP;
+}
+
 static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity,
 						  struct packet *p)
 {
@@ -147,9 +168,13 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 
 	if (!identity)
 		return REASON_UNATTACHED;
+	reason = parse_network(skb, skb->protocol, 0, p);
+	if (!reason && in_dns_range(&p->dst))
+		return dns_packet(skb, identity, word, p);
+	if (!reason && is_query(p) && intercepts(word))
+		return REASON_DNS;
 	if (WORD_MODE(word) == MODE_DISABLED)
 		return REASON_NONE;
-	reason = parse_network(skb, skb->protocol, 0, p);
 	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
 		return REASON_MODE;
 	if (reason)
@@ -185,65 +210,6 @@ int nf_cg_ingress(struct __sk_buff *skb)
 	return SK_PASS_PACKET;
 }
 
-/*
- * early_verdict refuses at connect and sendmsg what the packets would be
- * refused for. Only TCP and UDP: other protocols have no ports here, and their
- * packets are judged anyway. Nothing is known yet of the device, so whatever
- * may leave through lo waits for its packets; and nothing of the source, so what
- * may be a datagram on a flow does too. It is refused with EPERM all the same.
- */
-static __always_inline int early_verdict(struct bpf_sock_addr *ctx, const struct address *to,
-					 int datagram)
-{
-	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
-	struct packet p = {
-		.dst = *to,
-		.dst_port = bpf_ntohs(ctx->user_port),
-		.protocol = ctx->protocol,
-	};
-	struct learning learning = {
-		.word = word,
-		.incarnation = IDENTITY_INCARNATION(identity),
-	};
-	enum reason reason = REASON_NONE;
-
-	if (!identity)
-		reason = REASON_UNATTACHED;
-	else if (WORD_MODE(word) == MODE_DISABLED)
-		return SK_PASS_PACKET;
-	else if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
-		reason = REASON_MODE;
-	else if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP)
-		return SK_PASS_PACKET;
-	else if (!is_loopback(to) && !is_unspecified(to))
-		reason = judge(&learning, &p);
-	if (reason == REASON_NO_RULE && datagram && learned_flows_exist(identity, word))
-		return SK_PASS_PACKET;
-	if (!reason)
-		return SK_PASS_PACKET; /* not counted: its packets will be */
-	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
-	count(identity, reason, 0, &p);
-	return SK_DROP_PACKET;
-}
-
-static __always_inline int early_verdict4(struct bpf_sock_addr *ctx, int datagram)
-{
-	struct address to;
-
-	set_ipv4(&to, ctx->user_ip4);
-	return early_verdict(ctx, &to, datagram);
-}
-
-static __always_inline int early_verdict6(struct bpf_sock_addr *ctx, int datagram)
-{
-	struct address to = {
-		.word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] },
-	};
-
-	return early_verdict(ctx, &to, datagram);
-}
-
 SEC("cgroup/connect4")
 int nf_connect4(struct bpf_sock_addr *ctx)
 {
@@ -268,6 +234,48 @@ int nf_sendmsg6(struct bpf_sock_addr *ctx)
 	return early_verdict6(ctx, 1);
 }
 
+SEC("cgroup/recvmsg4")
+int nf_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return answered4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int nf_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return answered6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int nf_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return answered4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int nf_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return answered6(ctx);
+}
+
+SEC("cgroup/bind4")
+int nf_bind4(struct bpf_sock_addr *ctx)
+{
+	struct address at;
+
+	get_address4(ctx, &at);
+	return dns_binds(ctx, &at) ? SK_DROP_PACKET : SK_PASS_PACKET;
+}
+
+SEC("cgroup/bind6")
+int nf_bind6(struct bpf_sock_addr *ctx)
+{
+	struct address at;
+
+	get_address6(ctx, &at);
+	return dns_binds(ctx, &at) ? SK_DROP_PACKET : SK_PASS_PACKET;
+}
+
 /* Run by the daemon: ends the flows, of one attachment or of all, that are over. */
 SEC("syscall")
 int nf_flows_end(struct flows_query *ctx)
@@ -276,6 +284,15 @@ int nf_flows_end(struct flows_query *ctx)
 
 	bpf_for_each_map_elem(&nf_flows, flow_visit, &query, 0);
 	ctx->ended = query.ended;
+	return 0;
+}
+
+SEC("syscall")
+int nf_dns_flows_end(void *ctx)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+
+	bpf_for_each_map_elem(&nf_dns_flows, dns_flow_visit, &now, 0);
 	return 0;
 }
 
@@ -288,6 +305,7 @@ const volatile struct {
 	enum match match;
 	enum clause_verdict clause_verdict;
 	enum reason reason;
+	enum dns_setting dns_setting;
 	struct prefix prefix;
 	struct clause clause;
 	struct event event;

@@ -23,6 +23,11 @@ enum limit {
 	UNNOTED_FLOWS = MAX_REASONS - 1, /* in nf_drops, though no drop: flows beyond the limit */
 	WORD_SLOT_SHIFT = 12,
 	WORD_SLOT_MASK = 0xfffff,
+	DNS_SERVERS = 8, /* that one socket may ask at a time */
+	DNS_INDEX_BITS = 19,
+	DNS_SETS = 128, /* of DNS_WAYS flows, for each attachment */
+	DNS_WAYS = 8,
+	MAX_DNS_FLOWS = 1048576,
 };
 
 /* An address of either family in network order; IPv4 is ::ffff:a.b.c.d. */
@@ -137,6 +142,7 @@ enum reason {
 	REASON_ROUTING_HEADER, /* IPv6, segments left */
 	REASON_EXTENSION_HEADERS, /* IPv6, more than we walk */
 	REASON_NAME_PROTOCOL, /* resolves names past the interception */
+	REASON_DNS, /* a query that was not intercepted, or somebody else's DNS address */
 };
 
 struct counters {
@@ -236,6 +242,49 @@ struct flow {
 	__u64 deadline; /* bpf_ktime_get_boot_ns() */
 	__u32 attachment;
 	__u32 name; /* learned flow: by which its last packet was permitted */
+};
+
+/* Keys of nf_dns: where queries go. What is 0 is not there, and closed. */
+enum dns_setting {
+	DNS_NETNS, /* cookie of the namespace whose cgroups' sockets are listened to */
+	DNS_PORT, /* of the listeners on lo, host order */
+	DNS_IFINDEX, /* of the veth to the listeners for interfaces */
+	DNS_SETTINGS,
+};
+
+/* Whom a socket asks, and who has put a DNS address in that place. */
+struct dns_server {
+	struct address address;
+	__u64 identity;
+	__u16 port; /* host order */
+	__u16 listener; /* the port put in its place */
+	__u32 pad;
+};
+
+struct dns_servers {
+	struct dns_server slot[DNS_SERVERS];
+	__u32 used; /* ever */
+	__u32 pad;
+};
+
+/* A place for one flow of queries: any of the ways of the set that its hash gives. */
+struct dns_flow_key {
+	__u32 attachment;
+	__u16 set;
+	__u16 way;
+};
+
+/* The way back for answers to an interface. */
+struct dns_flow {
+	__u64 deadline; /* bpf_ktime_get_boot_ns() */
+	struct address client;
+	struct address server;
+	__u32 incarnation;
+	__u16 client_port; /* host order */
+	__u8 protocol;
+	__u8 pad;
+	__u8 macs[12]; /* of the query's frame: destination, source */
+	__u32 pad2;
 };
 
 /* Argument of the program that ends flows. */

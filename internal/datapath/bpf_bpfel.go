@@ -59,6 +59,58 @@ type bpfCounters struct {
 	DroppedBytes   uint64
 }
 
+type bpfDnsFlow struct {
+	_        structs.HostLayout
+	Deadline uint64
+	Client   struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Server struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Incarnation uint32
+	ClientPort  uint16
+	Protocol    uint8
+	Pad         uint8
+	Macs        [12]uint8
+	Pad2        uint32
+}
+
+type bpfDnsFlowKey struct {
+	_          structs.HostLayout
+	Attachment uint32
+	Set        uint16
+	Way        uint16
+}
+
+type bpfDnsServers struct {
+	_    structs.HostLayout
+	Slot [8]struct {
+		_       structs.HostLayout
+		Address struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Identity uint64
+		Port     uint16
+		Listener uint16
+		Pad      uint32
+	}
+	Used uint32
+	Pad  uint32
+}
+
+type bpfDnsSetting uint32
+
+const (
+	bpfDnsSettingDNS_NETNS    bpfDnsSetting = 0
+	bpfDnsSettingDNS_PORT     bpfDnsSetting = 1
+	bpfDnsSettingDNS_IFINDEX  bpfDnsSetting = 2
+	bpfDnsSettingDNS_SETTINGS bpfDnsSetting = 3
+)
+
 type bpfEvent struct {
 	_        structs.HostLayout
 	Time     uint64
@@ -167,6 +219,11 @@ const (
 	bpfLimitUNNOTED_FLOWS    bpfLimit = 31
 	bpfLimitWORD_SLOT_SHIFT  bpfLimit = 12
 	bpfLimitWORD_SLOT_MASK   bpfLimit = 1048575
+	bpfLimitDNS_SERVERS      bpfLimit = 8
+	bpfLimitDNS_INDEX_BITS   bpfLimit = 19
+	bpfLimitDNS_SETS         bpfLimit = 128
+	bpfLimitDNS_WAYS         bpfLimit = 8
+	bpfLimitMAX_DNS_FLOWS    bpfLimit = 1048576
 )
 
 type bpfMatch uint32
@@ -233,6 +290,7 @@ const (
 	bpfReasonREASON_ROUTING_HEADER    bpfReason = 12
 	bpfReasonREASON_EXTENSION_HEADERS bpfReason = 13
 	bpfReasonREASON_NAME_PROTOCOL     bpfReason = 14
+	bpfReasonREASON_DNS               bpfReason = 15
 )
 
 type bpfSlotContent struct {
@@ -257,6 +315,9 @@ const (
 	bpfMapNfCgroups             = "nf_cgroups"
 	bpfMapNfClauses             = "nf_clauses"
 	bpfMapNfCounters            = "nf_counters"
+	bpfMapNfDns                 = "nf_dns"
+	bpfMapNfDnsFlows            = "nf_dns_flows"
+	bpfMapNfDnsSockets          = "nf_dns_sockets"
 	bpfMapNfDrops               = "nf_drops"
 	bpfMapNfEventBuckets        = "nf_event_buckets"
 	bpfMapNfEvents              = "nf_events"
@@ -270,17 +331,25 @@ const (
 	bpfMapNfSlots               = "nf_slots"
 	bpfMapNfTables              = "nf_tables"
 	bpfMapNfWords               = "nf_words"
+	bpfProgNfBind4              = "nf_bind4"
+	bpfProgNfBind6              = "nf_bind6"
 	bpfProgNfCgEgress           = "nf_cg_egress"
 	bpfProgNfCgIngress          = "nf_cg_ingress"
 	bpfProgNfConnect4           = "nf_connect4"
 	bpfProgNfConnect6           = "nf_connect6"
+	bpfProgNfDnsFlowsEnd        = "nf_dns_flows_end"
+	bpfProgNfDnsReturn          = "nf_dns_return"
 	bpfProgNfFlowsEnd           = "nf_flows_end"
+	bpfProgNfGetpeername4       = "nf_getpeername4"
+	bpfProgNfGetpeername6       = "nf_getpeername6"
 	bpfProgNfHostL2             = "nf_host_l2"
 	bpfProgNfHostL3             = "nf_host_l3"
 	bpfProgNfInL2               = "nf_in_l2"
 	bpfProgNfInL3               = "nf_in_l3"
 	bpfProgNfOutL2              = "nf_out_l2"
 	bpfProgNfOutL3              = "nf_out_l3"
+	bpfProgNfRecvmsg4           = "nf_recvmsg4"
+	bpfProgNfRecvmsg6           = "nf_recvmsg6"
 	bpfProgNfSendmsg4           = "nf_sendmsg4"
 	bpfProgNfSendmsg6           = "nf_sendmsg6"
 	bpfVarEventInterval         = "event_interval"
@@ -332,19 +401,27 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	NfCgEgress  *ebpf.ProgramSpec `ebpf:"nf_cg_egress"`
-	NfCgIngress *ebpf.ProgramSpec `ebpf:"nf_cg_ingress"`
-	NfConnect4  *ebpf.ProgramSpec `ebpf:"nf_connect4"`
-	NfConnect6  *ebpf.ProgramSpec `ebpf:"nf_connect6"`
-	NfFlowsEnd  *ebpf.ProgramSpec `ebpf:"nf_flows_end"`
-	NfHostL2    *ebpf.ProgramSpec `ebpf:"nf_host_l2"`
-	NfHostL3    *ebpf.ProgramSpec `ebpf:"nf_host_l3"`
-	NfInL2      *ebpf.ProgramSpec `ebpf:"nf_in_l2"`
-	NfInL3      *ebpf.ProgramSpec `ebpf:"nf_in_l3"`
-	NfOutL2     *ebpf.ProgramSpec `ebpf:"nf_out_l2"`
-	NfOutL3     *ebpf.ProgramSpec `ebpf:"nf_out_l3"`
-	NfSendmsg4  *ebpf.ProgramSpec `ebpf:"nf_sendmsg4"`
-	NfSendmsg6  *ebpf.ProgramSpec `ebpf:"nf_sendmsg6"`
+	NfBind4        *ebpf.ProgramSpec `ebpf:"nf_bind4"`
+	NfBind6        *ebpf.ProgramSpec `ebpf:"nf_bind6"`
+	NfCgEgress     *ebpf.ProgramSpec `ebpf:"nf_cg_egress"`
+	NfCgIngress    *ebpf.ProgramSpec `ebpf:"nf_cg_ingress"`
+	NfConnect4     *ebpf.ProgramSpec `ebpf:"nf_connect4"`
+	NfConnect6     *ebpf.ProgramSpec `ebpf:"nf_connect6"`
+	NfDnsFlowsEnd  *ebpf.ProgramSpec `ebpf:"nf_dns_flows_end"`
+	NfDnsReturn    *ebpf.ProgramSpec `ebpf:"nf_dns_return"`
+	NfFlowsEnd     *ebpf.ProgramSpec `ebpf:"nf_flows_end"`
+	NfGetpeername4 *ebpf.ProgramSpec `ebpf:"nf_getpeername4"`
+	NfGetpeername6 *ebpf.ProgramSpec `ebpf:"nf_getpeername6"`
+	NfHostL2       *ebpf.ProgramSpec `ebpf:"nf_host_l2"`
+	NfHostL3       *ebpf.ProgramSpec `ebpf:"nf_host_l3"`
+	NfInL2         *ebpf.ProgramSpec `ebpf:"nf_in_l2"`
+	NfInL3         *ebpf.ProgramSpec `ebpf:"nf_in_l3"`
+	NfOutL2        *ebpf.ProgramSpec `ebpf:"nf_out_l2"`
+	NfOutL3        *ebpf.ProgramSpec `ebpf:"nf_out_l3"`
+	NfRecvmsg4     *ebpf.ProgramSpec `ebpf:"nf_recvmsg4"`
+	NfRecvmsg6     *ebpf.ProgramSpec `ebpf:"nf_recvmsg6"`
+	NfSendmsg4     *ebpf.ProgramSpec `ebpf:"nf_sendmsg4"`
+	NfSendmsg6     *ebpf.ProgramSpec `ebpf:"nf_sendmsg6"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -355,6 +432,9 @@ type bpfMapSpecs struct {
 	NfCgroups      *ebpf.MapSpec `ebpf:"nf_cgroups"`
 	NfClauses      *ebpf.MapSpec `ebpf:"nf_clauses"`
 	NfCounters     *ebpf.MapSpec `ebpf:"nf_counters"`
+	NfDns          *ebpf.MapSpec `ebpf:"nf_dns"`
+	NfDnsFlows     *ebpf.MapSpec `ebpf:"nf_dns_flows"`
+	NfDnsSockets   *ebpf.MapSpec `ebpf:"nf_dns_sockets"`
 	NfDrops        *ebpf.MapSpec `ebpf:"nf_drops"`
 	NfEventBuckets *ebpf.MapSpec `ebpf:"nf_event_buckets"`
 	NfEvents       *ebpf.MapSpec `ebpf:"nf_events"`
@@ -405,6 +485,9 @@ type bpfMaps struct {
 	NfCgroups      *ebpf.Map `ebpf:"nf_cgroups"`
 	NfClauses      *ebpf.Map `ebpf:"nf_clauses"`
 	NfCounters     *ebpf.Map `ebpf:"nf_counters"`
+	NfDns          *ebpf.Map `ebpf:"nf_dns"`
+	NfDnsFlows     *ebpf.Map `ebpf:"nf_dns_flows"`
+	NfDnsSockets   *ebpf.Map `ebpf:"nf_dns_sockets"`
 	NfDrops        *ebpf.Map `ebpf:"nf_drops"`
 	NfEventBuckets *ebpf.Map `ebpf:"nf_event_buckets"`
 	NfEvents       *ebpf.Map `ebpf:"nf_events"`
@@ -426,6 +509,9 @@ func (m *bpfMaps) Close() error {
 		m.NfCgroups,
 		m.NfClauses,
 		m.NfCounters,
+		m.NfDns,
+		m.NfDnsFlows,
+		m.NfDnsSockets,
 		m.NfDrops,
 		m.NfEventBuckets,
 		m.NfEvents,
@@ -457,34 +543,50 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	NfCgEgress  *ebpf.Program `ebpf:"nf_cg_egress"`
-	NfCgIngress *ebpf.Program `ebpf:"nf_cg_ingress"`
-	NfConnect4  *ebpf.Program `ebpf:"nf_connect4"`
-	NfConnect6  *ebpf.Program `ebpf:"nf_connect6"`
-	NfFlowsEnd  *ebpf.Program `ebpf:"nf_flows_end"`
-	NfHostL2    *ebpf.Program `ebpf:"nf_host_l2"`
-	NfHostL3    *ebpf.Program `ebpf:"nf_host_l3"`
-	NfInL2      *ebpf.Program `ebpf:"nf_in_l2"`
-	NfInL3      *ebpf.Program `ebpf:"nf_in_l3"`
-	NfOutL2     *ebpf.Program `ebpf:"nf_out_l2"`
-	NfOutL3     *ebpf.Program `ebpf:"nf_out_l3"`
-	NfSendmsg4  *ebpf.Program `ebpf:"nf_sendmsg4"`
-	NfSendmsg6  *ebpf.Program `ebpf:"nf_sendmsg6"`
+	NfBind4        *ebpf.Program `ebpf:"nf_bind4"`
+	NfBind6        *ebpf.Program `ebpf:"nf_bind6"`
+	NfCgEgress     *ebpf.Program `ebpf:"nf_cg_egress"`
+	NfCgIngress    *ebpf.Program `ebpf:"nf_cg_ingress"`
+	NfConnect4     *ebpf.Program `ebpf:"nf_connect4"`
+	NfConnect6     *ebpf.Program `ebpf:"nf_connect6"`
+	NfDnsFlowsEnd  *ebpf.Program `ebpf:"nf_dns_flows_end"`
+	NfDnsReturn    *ebpf.Program `ebpf:"nf_dns_return"`
+	NfFlowsEnd     *ebpf.Program `ebpf:"nf_flows_end"`
+	NfGetpeername4 *ebpf.Program `ebpf:"nf_getpeername4"`
+	NfGetpeername6 *ebpf.Program `ebpf:"nf_getpeername6"`
+	NfHostL2       *ebpf.Program `ebpf:"nf_host_l2"`
+	NfHostL3       *ebpf.Program `ebpf:"nf_host_l3"`
+	NfInL2         *ebpf.Program `ebpf:"nf_in_l2"`
+	NfInL3         *ebpf.Program `ebpf:"nf_in_l3"`
+	NfOutL2        *ebpf.Program `ebpf:"nf_out_l2"`
+	NfOutL3        *ebpf.Program `ebpf:"nf_out_l3"`
+	NfRecvmsg4     *ebpf.Program `ebpf:"nf_recvmsg4"`
+	NfRecvmsg6     *ebpf.Program `ebpf:"nf_recvmsg6"`
+	NfSendmsg4     *ebpf.Program `ebpf:"nf_sendmsg4"`
+	NfSendmsg6     *ebpf.Program `ebpf:"nf_sendmsg6"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.NfBind4,
+		p.NfBind6,
 		p.NfCgEgress,
 		p.NfCgIngress,
 		p.NfConnect4,
 		p.NfConnect6,
+		p.NfDnsFlowsEnd,
+		p.NfDnsReturn,
 		p.NfFlowsEnd,
+		p.NfGetpeername4,
+		p.NfGetpeername6,
 		p.NfHostL2,
 		p.NfHostL3,
 		p.NfInL2,
 		p.NfInL3,
 		p.NfOutL2,
 		p.NfOutL3,
+		p.NfRecvmsg4,
+		p.NfRecvmsg6,
 		p.NfSendmsg4,
 		p.NfSendmsg6,
 	)

@@ -27,6 +27,7 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_ROUTING_HEADER:    "routing-header",
 	bpfReasonREASON_EXTENSION_HEADERS: "extension-headers",
 	bpfReasonREASON_NAME_PROTOCOL:     "name-protocol",
+	bpfReasonREASON_DNS:               "dns",
 }
 
 // Counters of an attachment since it was attached. Connections and datagrams

@@ -143,7 +143,7 @@ func (d *Datapath) Close() error {
 	d.stop()
 	err := d.witness.close()
 	d.done.Wait()
-	return errors.Join(err, d.bpf.Close())
+	return errors.Join(err, d.unlisten(), d.bpf.Close())
 }
 
 // lock returns the attachment with its mutex held, or nil.
@@ -173,6 +173,9 @@ func (d *Datapath) sweep(ctx context.Context) {
 		case <-tick.C:
 			if err := d.endFlows(0); err != nil {
 				d.log.Warn("reply flows not swept", "err", err)
+			}
+			if err := d.endDNSFlows(); err != nil {
+				d.log.Warn("DNS flows not swept", "err", err)
 			}
 		}
 	}

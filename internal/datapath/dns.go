@@ -4,8 +4,12 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 )
 
 // DNSListener is where the queries of cgroups are to go: sockets on lo, on every
@@ -19,15 +23,64 @@ type DNSListener struct {
 // ListenCgroups has the queries of cgroups go to l from now on. Nobody listens
 // after Open, and after Close.
 func (d *Datapath) ListenCgroups(l DNSListener) error {
-	return errors.New("listen to the queries of cgroups: not there yet")
+	// Without a port nothing else counts, so it comes last.
+	for _, s := range []struct {
+		key   bpfDnsSetting
+		value uint64
+	}{
+		{bpfDnsSettingDNS_PORT, 0},
+		{bpfDnsSettingDNS_NETNS, l.Netns},
+		{bpfDnsSettingDNS_PORT, uint64(l.Port)},
+	} {
+		if err := d.setDNS(s.key, s.value); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.listener = l
+	return nil
 }
 
 // ListenInterfaces has the queries of interfaces go through the veth with the
 // given index to whoever listens behind it, and attaches the way back to it. That
-// program stays until the device is gone: what comes back after a crash is no
+// program stays until the device is gone: what comes out after a crash is no
 // packet of the host's. The Closer ends the handing over; nobody listens after Open.
 func (d *Datapath) ListenInterfaces(ifindex int) (io.Closer, error) {
-	return nil, errors.New("listen to the queries of interfaces: not there yet")
+	err := link.RawAttachProgram(link.RawAttachProgramOptions{
+		Target: ifindex, Program: d.bpf.NfDnsReturn, Attach: ebpf.AttachTCXIngress,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach the way back of DNS answers: %w", vanished(err))
+	}
+	if err := d.setDNS(bpfDnsSettingDNS_IFINDEX, uint64(ifindex)); err != nil {
+		return nil, err
+	}
+	return closerFunc(func() error { return d.setDNS(bpfDnsSettingDNS_IFINDEX, 0) }), nil
+}
+
+type closerFunc func() error
+
+func (f closerFunc) Close() error { return f() }
+
+// unlisten refuses queries.
+func (d *Datapath) unlisten() error {
+	return errors.Join(d.ListenCgroups(DNSListener{}), d.setDNS(bpfDnsSettingDNS_IFINDEX, 0))
+}
+
+func (d *Datapath) setDNS(key bpfDnsSetting, value uint64) error {
+	if err := d.bpf.NfDns.Put(uint32(key), value); err != nil {
+		return fmt.Errorf("where DNS queries go: %w", err)
+	}
+	return nil
+}
+
+// endDNSFlows gives back the room of queries that are answered or given up.
+func (d *Datapath) endDNSFlows() error {
+	if _, err := d.bpf.NfDnsFlowsEnd.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("end DNS flows: %w", err)
+	}
+	return nil
 }
 
 // Index is the attachment's index in the kernel, by which its queries are known.
@@ -87,9 +140,7 @@ var (
 	dnsClient6 = netip.MustParsePrefix("fd4e:4644:4e54::/64")
 )
 
-const (
-	dnsIndexMask = 1<<19 - 1
-)
+const dnsIndexMask = 1<<uint32(bpfLimitDNS_INDEX_BITS) - 1
 
 func dnsAddress4(index uint32) netip.Addr { return below(dnsRange4, index) }
 func dnsAddress6(index uint32) netip.Addr { return below(dnsRange6, index) }

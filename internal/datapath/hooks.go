@@ -37,6 +37,12 @@ func (d *Datapath) hooks(r bpfAttachment) []hook {
 			{"connect6", b.NfConnect6, ebpf.AttachCGroupInet6Connect},
 			{"sendmsg4", b.NfSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
 			{"sendmsg6", b.NfSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+			{"recvmsg4", b.NfRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+			{"recvmsg6", b.NfRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+			{"getpeername4", b.NfGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+			{"getpeername6", b.NfGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+			{"bind4", b.NfBind4, ebpf.AttachCGroupInet4Bind},
+			{"bind6", b.NfBind6, ebpf.AttachCGroupInet6Bind},
 		}
 	}
 	out, host, in := b.NfOutL2, b.NfHostL2, b.NfInL2

@@ -37,6 +37,9 @@ func Open(cfg Config) (*Datapath, error) {
 	if err := d.load(cfg); err != nil {
 		return nil, err
 	}
+	if err := d.unlisten(); err != nil {
+		return nil, errors.Join(err, d.bpf.Close())
+	}
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
 	}
