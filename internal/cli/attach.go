@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/wire"
 )
 
 type attachFlags struct {
@@ -16,6 +17,7 @@ type attachFlags struct {
 	netns, direction string
 	key              string
 	metadata         map[string]string
+	policy           string
 	dryRun           bool
 }
 
@@ -27,10 +29,14 @@ func (a *app) attach() *cobra.Command {
 		Long: `Filter what a workload sends. The filter drops everything from its first instant, and the command returns when the
 target's policy is in force. It prints the attachment's id. A failed attach leaves nothing behind.
 
-With --key the command may be repeated: it then prints the id of the attachment that is already there.`,
+With --key the command may be repeated: it then prints the id of the attachment that is already there.
+
+With --policy the attachment has the policy of that file, whose match is not asked, and no control plane decides over it. To
+replace the policy, repeat the command with the same --key.`,
 		Example: `  netfenced attach --interface veth0 --metadata tenant=acme,env=prod
   netfenced attach --cgroup /sys/fs/cgroup/system.slice/agent.service
   netfenced attach --pid 4711 --key job-7 -o json
+  netfenced attach --cgroup /sys/fs/cgroup/job-7 --key job-7 --policy agents.yaml
   netfenced attach --interface eth0 --direction egress`,
 		Args: cobra.NoArgs,
 	}
@@ -42,12 +48,18 @@ With --key the command may be repeated: it then prints the id of the attachment 
 	flags.StringVar(&f.netns, "netns", "", "network namespace of the interface, if it is not the daemon's")
 	flags.StringVar(&f.key, "key", "", "own name for the attachment, which makes a retry safe")
 	flags.StringToStringVar(&f.metadata, "metadata", nil, "`k=v,k=v` pairs that policies match")
+	flags.StringVar(&f.policy, "policy", "", "policy `FILE` that the attachment has, in place of the control plane's")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, change nothing")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(cmd *cobra.Command, _ []string) error {
 		request, err := f.request(cmd)
 		if err != nil {
 			return err
+		}
+		if f.policy != "" {
+			if request.Policy, err = a.ownPolicy(f.policy); err != nil {
+				return err
+			}
 		}
 		return a.call(cmd.Context(), func(daemon netfencev1.DaemonServiceClient) error {
 			response, err := daemon.Attach(cmd.Context(), request)
@@ -88,6 +100,18 @@ func (f attachFlags) request(cmd *cobra.Command) (*netfencev1.AttachRequest, err
 		return nil, usagef("attach: --direction %q is none of auto, ingress, egress", f.direction)
 	}
 	return r, nil
+}
+
+// ownPolicy reads the file of --policy.
+func (a *app) ownPolicy(path string) (*netfencev1.BulkUpdate, error) {
+	file, err := readPolicy(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range file.Warnings {
+		fmt.Fprintf(a.stderr, "warning: policy %s: %s\n", path, warning)
+	}
+	return wire.BulkUpdate(file.Policy, wire.Self())
 }
 
 // attachedRecord is what -o json prints.

@@ -109,7 +109,11 @@ func (cannedDaemon) Attach(_ context.Context, r *netfencev1.AttachRequest) (*net
 }
 
 func describe(r *netfencev1.AttachRequest) string {
-	return fmt.Sprint(r.GetInterfaceName(), r.GetCgroupPath(), r.GetPid(), " ", r.GetDirection(), " ", r.GetNetns(), r.GetKey(), " ", r.GetMetadata())
+	text := fmt.Sprint(r.GetInterfaceName(), r.GetCgroupPath(), r.GetPid(), " ", r.GetDirection(), " ", r.GetNetns(), r.GetKey(), " ", r.GetMetadata())
+	if p := r.GetPolicy(); p != nil {
+		text += fmt.Sprint(" ", p.GetMode(), " ", len(p.GetAllowCidrs()), " addresses, ", len(p.GetDns().GetAllowDomains()), " names")
+	}
+	return text
 }
 
 func (cannedDaemon) Detach(_ context.Context, r *netfencev1.DetachRequest) (*emptypb.Empty, error) {
@@ -171,6 +175,9 @@ func (cannedDaemon) Watch(r *netfencev1.WatchRequest, stream grpc.ServerStreamin
 }
 
 func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.GetResponse, error) {
+	if r.GetId() == second.GetId() {
+		return named, nil
+	}
 	if r.GetId() != firstID && r.GetKey() != "job-7" {
 		return nil, status.Error(codes.NotFound, "get: attachment "+r.GetId()+": not found")
 	}
@@ -192,4 +199,35 @@ func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev
 		LastError: "allow rule 1: prefix is missing",
 		Key:       "job-7",
 	}, nil
+}
+
+// named has what DNS adds.
+var named = &netfencev1.GetResponse{
+	Attachment: &netfencev1.AttachmentInfo{
+		Id: second.Id, Target: second.Target, Type: second.Type, AttachedAt: second.AttachedAt,
+		Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST, DnsMode: netfencev1.DnsMode_DNS_MODE_ALLOWLIST,
+		DnsAddress: "127.128.0.7:1053", DnsQueriesAllowed: 4, DnsQueriesBlocked: 1,
+	},
+	Policy: &netfencev1.BulkUpdate{
+		Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST,
+		Dns: &netfencev1.DnsConfig{
+			Mode: netfencev1.DnsMode_DNS_MODE_ALLOWLIST,
+			AllowDomains: []*netfencev1.DomainEntry{
+				{Domain: "*.pypi.org", Ports: []*netfencev1.PortRange{{First: 443}}},
+				{Domain: "db.corp", Private: true, IncludeSubdomains: true},
+			},
+			DenyDomains:     []*netfencev1.DomainEntry{{Domain: "evil.pypi.org"}},
+			UpstreamServers: []string{"192.0.2.53"},
+			Forward:         []*netfencev1.ZoneForward{{Zone: "corp", To: []string{"10.0.0.53", "10.0.1.53:5353"}}},
+			RefuseWith:      netfencev1.RefuseCode_REFUSE_CODE_REFUSED,
+		},
+	},
+	OwnPolicy: true,
+	Learned: []*netfencev1.LearnedAddress{
+		{
+			Address: "151.101.0.223", Names: []string{"files.pypi.org", "www.pypi.org"},
+			Ports: []*netfencev1.PortRange{{First: 443}}, Remaining: durationpb.New(90500 * time.Millisecond),
+		},
+		{Address: "10.1.2.3", Names: []string{"db.corp"}, Remaining: durationpb.New(time.Minute)},
+	},
 }

@@ -6,16 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-
-	"github.com/netfence/netfence/internal/wire"
-	"github.com/netfence/netfence/policy"
 )
 
 // checkRecord is what -o json prints.
@@ -41,22 +37,24 @@ func (a *app) policyCheck() *cobra.Command {
 		Long: `Validate policy files, without a daemon. A sets.yaml beside a file is read with it, as in a policy folder; a folder
 stands for the files in it.
 
---explain tells what each file would do with a packet: the verdict, and the rule that decides. A file's match is not asked.`,
+--explain tells what each file would do with a packet: the verdict, and the rule that decides. For a name it tells which
+domain rule decides the query, and whether the addresses of the answer are then open for the port. A file's match is not asked.`,
 		Example: `  netfenced policy check /etc/netfence/policies
   netfenced policy check agents.yaml --explain 10.0.9.7:443
+  netfenced policy check agents.yaml --explain pypi.org:443
   netfenced policy check agents.yaml --explain '[2001:db8::1]:53/udp' -o json`,
 		Args: cobra.MinimumNArgs(1),
 	}
-	cmd.Flags().StringVar(&explain, "explain", "", "`ADDRESS:PORT[/tcp|/udp]` of a packet to judge (tcp unless said)")
+	cmd.Flags().StringVar(&explain, "explain", "", "`HOST:PORT[/tcp|/udp]` of a packet to judge, an address or a name (tcp unless said)")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(_ *cobra.Command, args []string) error {
-		var flow *policy.Flow
+		var asked *question
 		if explain != "" {
-			f, err := parseFlow(explain)
+			q, err := parseQuestion(explain)
 			if err != nil {
 				return usagef("policy check: --explain %v", err)
 			}
-			flow = &f
+			asked = &q
 		}
 		paths, err := policyFiles(args)
 		if err != nil {
@@ -65,7 +63,7 @@ stands for the files in it.
 		record := checkRecord{Files: []fileRecord{}}
 		failed := 0
 		for _, path := range paths {
-			r := checkFile(path, flow)
+			r := checkFile(path, asked)
 			if r.Error != "" {
 				failed++
 			}
@@ -107,90 +105,34 @@ func policyFiles(args []string) ([]string, error) {
 	return paths, nil
 }
 
-// setsNames are the files whose sets the others of a folder may use.
-var setsNames = []string{"sets.yaml", "sets.yml"}
-
-func checkFile(path string, flow *policy.Flow) fileRecord {
+func checkFile(path string, asked *question) fileRecord {
 	r := fileRecord{File: path, Warnings: []string{}}
-	if err := r.check(flow); err != nil {
+	if err := r.check(asked); err != nil {
 		r.Error = err.Error()
 	}
 	return r
 }
 
-func (r *fileRecord) check(flow *policy.Flow) error {
-	data, err := os.ReadFile(r.File)
-	if err != nil {
-		return fmt.Errorf("policy %s: %w", r.File, pathCause(err))
-	}
+func (r *fileRecord) check(asked *question) error {
 	if slices.Contains(setsNames, filepath.Base(r.File)) {
-		sets, err := policy.ParseSets(r.File, data)
+		sets, err := readSets(r.File)
 		for _, set := range sets {
 			r.Rules += len(set)
 		}
 		return err
 	}
-	sets, err := setsBeside(r.File)
-	if err != nil {
-		return err
-	}
-	file, err := sets.ParseFile(r.File, data)
+	file, err := readPolicy(r.File)
 	if err != nil {
 		return err
 	}
 	p := file.Policy
-	if err := usable(p); err != nil {
-		return fmt.Errorf("policy %s: %w", r.File, err)
-	}
 	r.Mode = p.Mode.String()
 	r.Rules = len(p.Allow) + len(p.Deny) + len(p.DNS.Allow) + len(p.DNS.Deny)
 	r.Warnings = append(r.Warnings, file.Warnings...)
-	if flow != nil {
-		r.Explain = explainFlow(p, *flow)
+	if asked != nil {
+		r.Explain = asked.explain(p)
 	}
 	return nil
-}
-
-// usable judges what the daemon would judge before it sends the policy to itself.
-func usable(p *policy.Policy) error {
-	if err := p.Validate(policy.Limits{}); err != nil {
-		return err
-	}
-	if _, err := p.Compile(); err != nil {
-		return err
-	}
-	_, err := wire.BulkUpdate(p, wire.Self())
-	var unsupported *wire.UnsupportedError
-	if errors.As(err, &unsupported) {
-		return fmt.Errorf("%s: not supported yet (leave it out)", unsupported.Field)
-	}
-	return err
-}
-
-// setsBeside reads the sets that a file shares with its folder.
-func setsBeside(path string) (policy.Sets, error) {
-	all := policy.Sets{}
-	for _, name := range setsNames {
-		beside := filepath.Join(filepath.Dir(path), name)
-		data, err := os.ReadFile(beside)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("sets %s: %w", beside, pathCause(err))
-		}
-		sets, err := policy.ParseSets(beside, data)
-		if err != nil {
-			return nil, err
-		}
-		for name, rules := range sets {
-			if _, ok := all[name]; ok {
-				return nil, fmt.Errorf("sets %s: %s is in %s too", beside, name, setsNames[0])
-			}
-			all[name] = rules
-		}
-	}
-	return all, nil
 }
 
 // printCheck writes results to stdout; what is wrong goes to stderr, a line each.
@@ -219,12 +161,4 @@ func (a *app) printCheck(record checkRecord, output format) error {
 	_, outErr := io.WriteString(a.stdout, results.String())
 	_, errErr := io.WriteString(a.stderr, troubles.String())
 	return errors.Join(outErr, errErr)
-}
-
-func pathCause(err error) error {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
-		return pathErr.Err
-	}
-	return err
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,12 +21,22 @@ import (
 type showRecord struct {
 	Attachment attachmentRecord  `json:"attachment"`
 	Policy     *policy.Policy    `json:"policy"`
+	OwnPolicy  bool              `json:"own_policy"`
 	Applied    appliedRecord     `json:"applied"`
+	Learned    []learnedRecord   `json:"learned"`
 	Drops      map[string]uint64 `json:"drops"`
 	LastError  string            `json:"last_error"`
 	Pending    bool              `json:"pending"`
 	Warnings   []string          `json:"warnings"`
 	Key        string            `json:"key"`
+}
+
+// learnedRecord is an address that names have opened, for the same ports. Remaining is in whole seconds: "90s".
+type learnedRecord struct {
+	Address   string         `json:"address"`
+	Names     []string       `json:"names"`
+	Ports     []policy.Ports `json:"ports,omitempty"`
+	Remaining string         `json:"remaining"`
 }
 
 type appliedRecord struct {
@@ -39,8 +50,9 @@ func (a *app) policyShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show (ID | --key KEY)",
 		Short: "Show the policy that is in force for an attachment",
-		Long: `Show the policy that the kernel holds for an attachment, what it dropped and why, and what went wrong last. A policy
-that was refused is not shown: what was in force before still is.`,
+		Long: `Show the policy that the kernel holds for an attachment, the addresses that answers to DNS queries have opened and for how
+long, what was dropped and why, and what went wrong last. A policy that was refused is not shown: what was in force before
+still is.`,
 		Example: `  netfenced policy show 0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f2
   netfenced policy show --key job-7 -o json`,
 		Args: cobra.MaximumNArgs(1),
@@ -84,6 +96,8 @@ func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
 		Applied: appliedRecord{
 			Revision: r.GetApplied().GetRevision(), PolicyName: r.GetApplied().GetPolicyName(), Audit: r.GetApplied().GetAudit(),
 		},
+		OwnPolicy: r.GetOwnPolicy(),
+		Learned:   []learnedRecord{},
 		Drops:     r.GetDrops(),
 		LastError: r.GetLastError(),
 		Pending:   r.GetPending(),
@@ -92,6 +106,15 @@ func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
 	}
 	if record.Drops == nil {
 		record.Drops = map[string]uint64{}
+	}
+	for _, l := range r.GetLearned() {
+		ports, err := wire.PortsFrom(l.GetPorts())
+		if err != nil {
+			return showRecord{}, fmt.Errorf("the daemon's answer: learned %s: %w", l.GetAddress(), err)
+		}
+		record.Learned = append(record.Learned, learnedRecord{
+			Address: l.GetAddress(), Names: orEmpty(l.GetNames()), Ports: ports, Remaining: fmt.Sprintf("%ds", l.GetRemaining().GetSeconds()),
+		})
 	}
 	return record, nil
 }
@@ -114,6 +137,9 @@ func (r showRecord) print(w io.Writer) error {
 	} else {
 		add("mode", r.Policy.Mode.String())
 	}
+	if r.OwnPolicy {
+		add("policy", "given when it was attached; no control plane decides")
+	}
 	add("revision", r.Applied.Revision)
 	for _, rule := range r.Policy.Allow {
 		add("allow", ruleText(rule))
@@ -128,11 +154,28 @@ func (r showRecord) print(w io.Writer) error {
 		add("loopback", r.Policy.Loopback.String())
 	}
 	add("dns", r.Policy.DNS.Mode.String())
+	add("dns address", r.Attachment.DNSAddress)
 	for _, rule := range r.Policy.DNS.Allow {
-		add("dns allow", rule.String())
+		add("dns allow", domainText(rule))
 	}
 	for _, rule := range r.Policy.DNS.Deny {
 		add("dns deny", rule.String())
+	}
+	for _, server := range r.Policy.DNS.Upstreams {
+		add("dns upstream", server.String())
+	}
+	for _, zone := range r.Policy.DNS.Forward {
+		add("dns forward", zone.Zone+" to "+joined(zone.To))
+	}
+	if r.Policy.DNS.RefuseWith != policy.RefuseDefault {
+		add("dns refuses", "with "+r.Policy.DNS.RefuseWith.String())
+	}
+	for _, l := range r.Learned {
+		add("learned", l.text())
+	}
+	if r.Policy.Mode == policy.ModeBlockAll || r.Policy.DNS.Mode != policy.DNSDisabled {
+		add("answered", fmt.Sprintf("%d queries", r.Attachment.DNSQueriesAllowed))
+		add("refused", fmt.Sprintf("%d queries", r.Attachment.DNSQueriesBlocked))
 	}
 	add("allowed", fmt.Sprintf("%d packets", r.Attachment.PacketsAllowed))
 	add("blocked", fmt.Sprintf("%d packets", r.Attachment.PacketsBlocked))
@@ -144,6 +187,21 @@ func (r showRecord) print(w io.Writer) error {
 	}
 	add("last error", r.LastError)
 	return printTable(w, rows)
+}
+
+func (l learnedRecord) text() string {
+	text := l.Address + " (" + strings.Join(l.Names, ", ") + ")"
+	if len(l.Ports) > 0 {
+		text += " ports " + joined(l.Ports)
+	}
+	return text + ", " + l.Remaining + " left"
+}
+
+func domainText(r policy.DomainRule) string {
+	if r.Private {
+		return r.String() + ", private answers too"
+	}
+	return r.String()
 }
 
 func ruleText(r policy.Rule) string {

@@ -131,6 +131,14 @@ func (r *reader) ports(field string, ranges []*netfencev1.PortRange) []policy.Po
 	return ports
 }
 
+// PortsFrom reads ports that stand outside a policy. The error is a *RefusedError.
+func PortsFrom(ranges []*netfencev1.PortRange) ([]policy.Ports, error) {
+	var r reader
+	ports := r.ports("ports", ranges)
+	_, err := r.result()
+	return ports, err
+}
+
 func (r *reader) portRange(m *netfencev1.PortRange) policy.Ports {
 	first, last := m.GetFirst(), m.GetLast()
 	if last == 0 {
