@@ -196,7 +196,8 @@ struct name {
 	__u32 cut; /* generation; 0: not cut */
 	__u8 proxy; /* the control plane has decided, not a rule */
 	__u8 length; /* of the text */
-	__u8 text[MAX_NAME + 1]; /* lower case, no final dot */
+	__u8 text[MAX_NAME]; /* lower case, no final dot */
+	__u8 pad[5];
 };
 
 /* An address is open while a grant lives: not past its deadline, its name not cut. */

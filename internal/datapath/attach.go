@@ -69,6 +69,7 @@ func (d *Datapath) reserve(id string, record bpfAttachment) (*attachment, error)
 	d.free = d.free[:len(d.free)-1]
 	a.mu.Lock()
 	d.known[id] = a
+	d.byIndex[a.index].Store(a)
 	return a, nil
 }
 
@@ -278,6 +279,7 @@ func (d *Datapath) abandon(a *attachment, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.known, id)
+	d.byIndex[a.index].Store(nil)
 	d.free = append(d.free, a.index)
 	return nil
 }
@@ -300,6 +302,9 @@ func (d *Datapath) forget(a *attachment) error {
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("interface identity: %w", err)
 		}
+	}
+	if err := d.forgetLearned(a); err != nil {
+		return err
 	}
 	if err := d.endFlows(a.index); err != nil {
 		return err

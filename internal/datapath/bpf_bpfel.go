@@ -253,8 +253,8 @@ type bpfName struct {
 	Cut     uint32
 	Proxy   uint8
 	Length  uint8
-	Text    [254]uint8
-	_       [4]byte
+	Text    [253]uint8
+	Pad     [5]uint8
 }
 
 type bpfNameKey struct {

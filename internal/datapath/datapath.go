@@ -19,11 +19,13 @@
 package datapath
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,8 +38,8 @@ import (
 // maxAttachments is how many attachments the maps hold; index 0 is nobody.
 const maxAttachments = uint32(bpfLimitMAX_ATTACHMENTS)
 
-// sweepInterval is how often reply flows that are over give their room back.
-// They permit nothing after their deadline, swept or not.
+// sweepInterval is how often flows and learned addresses that are over give their
+// room back. They permit nothing after their deadline, swept or not.
 const sweepInterval = 10 * time.Second
 
 var (
@@ -71,6 +73,19 @@ type Config struct {
 	EventRate int
 }
 
+// learningLimits are those of Config, with the defaults in place.
+type learningLimits struct {
+	addrs, names int
+	grace        time.Duration
+}
+
+func (c Config) learningLimits() learningLimits {
+	return learningLimits{
+		addrs: cmp.Or(c.MaxLearned, 4096), names: cmp.Or(c.MaxNames, 4096),
+		grace: cmp.Or(c.Grace, 30*time.Second),
+	}
+}
+
 // Datapath is the kernel side of all attachments.
 type Datapath struct {
 	pins pins
@@ -85,6 +100,10 @@ type Datapath struct {
 	free     []uint32 // indices, the next one last
 	listener DNSListener
 
+	// byIndex finds an attachment without mu; entries change with known.
+	byIndex []atomic.Pointer[attachment]
+	limits  learningLimits
+
 	slots *slots
 
 	stop context.CancelFunc
@@ -93,13 +112,21 @@ type Datapath struct {
 
 // attachment is what the daemon remembers of an entry in nf_attachments.
 type attachment struct {
-	// mu serialises Attach, Replace and Detach of one attachment.
+	// mu serialises Attach, Replace, Learn and Detach of one attachment.
+	// Whoever locks several does so in the order of their indices.
 	mu     sync.Mutex
 	index  uint32
 	record bpfAttachment
 	word   uint64
 	slot   *slot // nil: no rules
 	gone   bool  // detached while somebody waited for mu
+
+	// member is what Replace has put in force; nil: nothing since Open or Attach,
+	// or the attachment is being detached. Written with mu held.
+	member  atomic.Pointer[Member]
+	version uint64 // of member
+	memory  memory
+	roomed  time.Duration // when makeRoom last looked, on the boot clock
 }
 
 // Attached is what the kernel holds of one attachment.
@@ -171,14 +198,26 @@ func (d *Datapath) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := d.endFlows(0); err != nil {
-				d.log.Warn("reply flows not swept", "err", err)
+			if err := d.sweepOnce(); err != nil {
+				d.log.Warn("flows or learned addresses not swept", "err", err)
 			}
 			if err := d.endDNSFlows(); err != nil {
 				d.log.Warn("DNS flows not swept", "err", err)
 			}
 		}
 	}
+}
+
+// sweepOnce ends flows that are over, then forgets what nobody needs.
+func (d *Datapath) sweepOnce() error {
+	walked, err := bootClock()
+	if err != nil {
+		return err
+	}
+	if err := d.endFlows(0); err != nil {
+		return err // without the walk nothing is known of what flows need
+	}
+	return d.sweepLearned(walked)
 }
 
 func isInterface(r bpfAttachment) bool {

@@ -3,8 +3,11 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/netfence/netfence/policy"
@@ -45,24 +48,273 @@ type Learned struct {
 	Remaining time.Duration  // of the name that holds longest
 }
 
+// LimitError says which limit of an attachment keeps it from learning. It is an ErrFull.
+type LimitError struct {
+	Limit string // below "limits" in the configuration: "learned", "names"
+	Max   int
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("limits.%s: %d are in use", e.Limit, e.Max)
+}
+
+// Unwrap makes it an ErrFull.
+func (e *LimitError) Unwrap() error { return ErrFull }
+
 // Chain returns the attachments that a query of the attachment at index
 // concerns, the innermost first. None: the index is nobody's, or no policy has
 // been put in force for it by this daemon.
 func (d *Datapath) Chain(index uint32) []Member {
-	return nil
+	a := d.at(index)
+	if a == nil {
+		return nil
+	}
+	m := a.member.Load()
+	if m == nil {
+		return nil
+	}
+	return []Member{*m}
+}
+
+// at is the attachment at an index, without a lock; nil: nobody.
+func (d *Datapath) at(index uint32) *attachment {
+	if index >= maxAttachments {
+		return nil
+	}
+	return d.byIndex[index].Load()
 }
 
 // Learn permits what the lessons teach and returns when the kernel holds every
 // address: callers answer the DNS query afterwards, never before. With an error
-// it has permitted nothing. ErrStale: decide anew; ErrFull: a limit, which the
-// error names, is reached.
+// it has permitted nothing. ErrStale: decide anew; ErrFull: there is no room, a
+// *LimitError if it is the attachment's own.
 //
 // A grant is only ever extended: a shorter TTL does not cut access given before.
 func (d *Datapath) Learn(lessons []Lesson) error {
-	return errors.New("learn: not there yet")
+	held, err := d.lockMembers(lessons)
+	defer func() {
+		for _, a := range held {
+			a.mu.Unlock()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	now, err := bootClock()
+	if err != nil {
+		return err
+	}
+	changes, err := d.teach(held, lessons, now)
+	if errors.Is(err, ErrFull) && d.makeRoom(held, now) {
+		changes, err = d.teach(held, lessons, now)
+	}
+	if err != nil {
+		return err
+	}
+	var names, addrs []edit
+	for _, c := range changes {
+		edits := c.edits(&d.bpf.bpfMaps)
+		names = append(names, edits[:len(c.names)]...)
+		addrs = append(addrs, edits[len(c.names):]...)
+	}
+	if err := apply(append(names, addrs...)); err != nil {
+		return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
+	}
+	for _, c := range changes {
+		c.commit()
+	}
+	return nil
+}
+
+// lockMembers locks the attachments of the lessons, in the order of their
+// indices, and checks that the policies are those that the lessons come from. It
+// returns what it has locked, also with an error.
+func (d *Datapath) lockMembers(lessons []Lesson) (held map[uint32]*attachment, err error) {
+	held = make(map[uint32]*attachment, len(lessons))
+	ordered := slices.Clone(lessons)
+	slices.SortStableFunc(ordered, func(a, b Lesson) int { return cmp.Compare(a.Member.Index, b.Member.Index) })
+	for _, l := range ordered {
+		a := held[l.Member.Index]
+		if a == nil {
+			if a = d.at(l.Member.Index); a == nil {
+				return held, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, ErrStale)
+			}
+			a.mu.Lock()
+			held[l.Member.Index] = a
+		}
+		now := a.member.Load()
+		if now == nil || now.incarnation != l.Member.incarnation || now.version != l.Member.version {
+			return held, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, ErrStale)
+		}
+	}
+	return held, nil
+}
+
+// teach works out what the lessons change.
+func (d *Datapath) teach(held map[uint32]*attachment, lessons []Lesson, now time.Duration) (map[uint32]*change, error) {
+	changes := make(map[uint32]*change, len(held))
+	for _, l := range lessons {
+		if len(l.Addrs) == 0 {
+			continue
+		}
+		a := held[l.Member.Index]
+		c := changes[a.index]
+		if c == nil {
+			c = a.memory.change(a.record.Incarnation)
+			changes[a.index] = c
+		}
+		if err := c.teach(l, now, d.limits); err != nil {
+			return nil, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, err)
+		}
+	}
+	return changes, nil
+}
+
+func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error {
+	if l.Name == "" || len(l.Name) > maxName {
+		return fmt.Errorf("name of %d bytes", len(l.Name))
+	}
+	id, err := c.name(l, now, limits.names)
+	if err != nil {
+		return err
+	}
+	deadline := now + max(l.TTL, 0) + limits.grace
+	for _, addr := range l.Addrs {
+		if !addr.IsValid() {
+			return errors.New("invalid address")
+		}
+		addr = canonicalAddr(addr)
+		gs := c.grants(addr)
+		if len(gs) == 0 && c.addrCount() >= limits.addrs {
+			return &LimitError{Limit: "learned", Max: limits.addrs}
+		}
+		for _, g := range grantPlaces(l.Grant) {
+			g.name, g.deadline = id, deadline
+			gs = gs.set(g)
+		}
+		if len(gs) > maxGrants {
+			return fmt.Errorf("%w: %s: at most %d grants for one address, one for each name and port range", ErrFull, addr, maxGrants)
+		}
+		c.addrs[addr] = gs
+	}
+	return nil
+}
+
+// name finds the lesson's name or gives it an id.
+func (c *change) name(l Lesson, now time.Duration, limit int) (uint32, error) {
+	n := knownName{nameKey: nameKey{text: l.Name, grant: l.Grant.Key(), proxy: l.Grant.Proxy}, learned: now}
+	for id, other := range c.names {
+		if other.nameKey == n.nameKey {
+			return id, nil
+		}
+	}
+	// One that is cut, be it at a generation not reached, is not taken up again.
+	id, known := c.memory.ids[n.nameKey]
+	if !known || c.memory.names[id].cut != 0 {
+		if c.nameCount() >= limit {
+			return 0, &LimitError{Limit: "names", Max: limit}
+		}
+		id = c.memory.last + 1 + uint32(c.nameCount()-len(c.memory.names))
+		if id <= c.memory.last {
+			return 0, fmt.Errorf("%w: name ids are used up (detach, and attach again)", ErrFull)
+		}
+	}
+	c.names[id] = n
+	return id, nil
+}
+
+func (c *change) nameCount() int {
+	n := len(c.memory.names)
+	for id := range c.names {
+		if _, ok := c.memory.names[id]; !ok {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *change) addrCount() int {
+	n := len(c.memory.addrs)
+	for addr := range c.addrs {
+		if _, ok := c.memory.addrs[addr]; !ok {
+			n++
+		}
+	}
+	return n
 }
 
 // Learned lists what id has learned and what still holds, by address.
 func (d *Datapath) Learned(id string) []Learned {
-	return nil
+	d.mu.Lock()
+	a := d.known[id]
+	d.mu.Unlock()
+	now, err := bootClock()
+	if a == nil || err != nil {
+		return nil
+	}
+	return a.memory.list(now)
+}
+
+func (m *memory) list(now time.Duration) []Learned {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var list []Learned
+	for addr, gs := range m.addrs {
+		byGrant := make(map[uint64][]uint32) // grants of the same ports
+		ports := make(map[uint64][]policy.Ports)
+		until := make(map[uint64]time.Duration)
+		for _, g := range gs {
+			n, ok := m.names[g.name]
+			if !ok || n.cut != 0 || g.deadline <= now {
+				continue
+			}
+			until[n.grant] = max(until[n.grant], g.deadline)
+			if !slices.Contains(byGrant[n.grant], g.name) {
+				byGrant[n.grant] = append(byGrant[n.grant], g.name)
+			}
+			if p, ok := portsOf(g); ok && !slices.Contains(ports[n.grant], p) {
+				ports[n.grant] = append(ports[n.grant], p)
+			}
+		}
+		for key, ids := range byGrant {
+			list = append(list, Learned{Addr: addr, Names: m.texts(ids), Ports: ports[key], Remaining: until[key] - now})
+		}
+	}
+	slices.SortFunc(list, func(a, b Learned) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), slices.Compare(a.Names, b.Names))
+	})
+	return list
+}
+
+// texts are names, the newest first, each once.
+func (m *memory) texts(ids []uint32) []string {
+	slices.SortFunc(ids, func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(m.names[b].learned, m.names[a].learned), cmp.Compare(b, a))
+	})
+	var texts []string
+	for _, id := range ids {
+		if text := m.names[id].text; !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	return texts
+}
+
+// namesOf is under which names the attachment has learned addr, the newest
+// first, those that no longer hold since a short time included.
+func (d *Datapath) namesOf(identity uint64, addr netip.Addr) []string {
+	a := d.at(uint32(identity))
+	if a == nil || a.record.Incarnation != uint32(identity>>32) {
+		return nil
+	}
+	m := &a.memory
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var ids []uint32
+	for _, g := range m.addrs[canonicalAddr(addr)] {
+		if _, ok := m.names[g.name]; ok && !slices.Contains(ids, g.name) {
+			ids = append(ids, g.name)
+		}
+	}
+	return m.texts(ids)
 }

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -33,7 +35,10 @@ func Open(cfg Config) (*Datapath, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Datapath{pins: p, log: cfg.Log, known: make(map[string]*attachment)}
+	d := &Datapath{
+		pins: p, log: cfg.Log, limits: cfg.learningLimits(),
+		known: make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
+	}
 	if err := d.load(cfg); err != nil {
 		return nil, err
 	}
@@ -66,9 +71,19 @@ func (d *Datapath) load(cfg Config) error {
 	if err := limitEvents(spec, cfg); err != nil {
 		return err
 	}
-	if cfg.MaxFlows != 0 {
-		if err := spec.Variables[bpfVarMaxFlowsPerAttachment].Set(cfg.MaxFlows); err != nil {
-			return fmt.Errorf("limits.flows: %w", err)
+	for _, limit := range []struct {
+		key, variable string
+		value         uint64
+	}{
+		{"limits.flows", bpfVarMaxFlowsPerAttachment, cfg.MaxFlows},
+		{"dns.max_flow", bpfVarMaxFlowTcp, nanoseconds(cfg.MaxFlowTCP)},
+		{"dns.max_flow", bpfVarMaxFlowOther, nanoseconds(cfg.MaxFlowOther)},
+	} {
+		if limit.value == 0 {
+			continue // what the programs come with
+		}
+		if err := spec.Variables[limit.variable].Set(limit.value); err != nil {
+			return fmt.Errorf("%s: %w", limit.key, err)
 		}
 	}
 	err = spec.LoadAndAssign(&d.bpf, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins.maps()}})
@@ -82,6 +97,8 @@ func (d *Datapath) load(cfg Config) error {
 	}
 	return nil
 }
+
+func nanoseconds(d time.Duration) uint64 { return uint64(max(d, 0)) }
 
 // adopt reads what the kernel holds. Order matters: links of unfinished work
 // first, so that a record without published links is known to be a leftover.
@@ -117,6 +134,7 @@ func (d *Datapath) adopt() error {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
 		d.known[id] = a
+		d.byIndex[index].Store(a)
 		if s := wordSlot(a.word); s != 0 {
 			inUse[s]++
 		}
@@ -129,9 +147,17 @@ func (d *Datapath) adopt() error {
 	for _, a := range d.known {
 		a.slot = adopted[wordSlot(a.word)]
 	}
+	now, err := bootClock()
+	if err != nil {
+		return err
+	}
+	if err := d.remember(now); err != nil {
+		return err
+	}
 	if err := d.updateLinks(); err != nil {
 		return err
 	}
+	// Ids of names that are gone may be given out again: no flow may still have one.
 	return d.endFlows(0) // a crash may have come between a policy and the end of the flows that it denies
 }
 

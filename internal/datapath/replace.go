@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/netfence/netfence/policy"
@@ -56,6 +57,9 @@ func kernelMode(m policy.Mode) bpfMode {
 // policy before or the one after, whole. On an error nothing has changed;
 // ErrFull says that the kernel has no room for the rules.
 //
+// What queries have taught under a name that c grants no more, or for other
+// ports, is cut in the same instant, and flows to it end.
+//
 // Rules that another attachment has in force already are shared, and cost
 // nothing; others wait once for RCU.
 func (d *Datapath) Replace(id string, c *policy.Compiled) error {
@@ -68,26 +72,46 @@ func (d *Datapath) Replace(id string, c *policy.Compiled) error {
 	if err != nil {
 		return fmt.Errorf("replace policy of %s: %w", id, full(err))
 	}
-	word := compose(c, s)
-	if word == a.word&wordPolicyMask {
-		d.slots.release(s)
-		return nil
-	}
-	if err := d.put(a, word); err != nil {
+	names := a.recut(c.Names)
+	if err := d.enact(names); err != nil {
 		d.slots.release(s)
 		return fmt.Errorf("replace policy of %s: %w", id, err)
 	}
+	word := compose(c, s)
+	if word == a.word&wordPolicyMask && !a.cutsNext() {
+		d.slots.release(s)
+		a.announce(id, c.Names)
+		return nil
+	}
+	if err := d.put(a, word); err != nil {
+		// Names that were to be cut at this word hold on; the next call looks at each again.
+		d.slots.release(s)
+		return fmt.Errorf("replace policy of %s: %w", id, err)
+	}
+	a.announce(id, c.Names)
 	d.slots.release(a.slot)
 	a.slot = s
-	if err := d.endFlows(a.index); err != nil {
-		// The policy is in force. What it denies is dropped, flow or no flow.
-		d.log.Warn("reply flows not ended", "attachment", id, "err", err)
+	// The policy is in force. What it denies or cuts is dropped, entry or no entry.
+	if err := errors.Join(d.purge(a), d.endFlows(a.index)); err != nil {
+		d.log.Warn("what the policy cuts was not removed", "attachment", id, "err", err)
 	}
 	return nil
 }
 
+// announce makes names what queries are decided by, and stale what was decided
+// before.
+func (a *attachment) announce(id string, names *policy.Names) {
+	a.version++
+	if names == nil {
+		a.member.Store(nil)
+		return
+	}
+	a.member.Store(&Member{ID: id, Index: a.index, Names: names, incarnation: a.record.Incarnation, version: a.version})
+}
+
 // close makes a block-all: what follows, the links' end included, is not a gap.
 func (d *Datapath) close(a *attachment) error {
+	a.member.Store(nil)
 	return d.put(a, uint64(bpfModeMODE_BLOCK_ALL))
 }
 
