@@ -3,6 +3,7 @@
 package controlplane_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -46,21 +48,34 @@ type told struct {
 	// Unknown are the fields of the event that the peer does not know: "sync.attachments.100".
 	Unknown []string `json:",omitempty"`
 	Ended   string   `json:",omitempty"` // why there is nothing more on the stream
+	// Query is a DnsQueryRequest.
+	Query json.RawMessage `json:",omitempty"`
+	// Ready is the domain of an order's Answer that counts from now on.
+	Ready string `json:",omitempty"`
 }
 
-// order is one line of what the peer is told: a command to send, or the code to end the stream with.
+// order is one line of what the peer is told: a command to send, the code to end the stream with, or what to answer to
+// QueryDns from now on.
 type order struct {
 	Stream  int
 	Command json.RawMessage `json:",omitempty"`
 	End     codes.Code      `json:",omitempty"`
+	Answer  *dnsAnswer      `json:",omitempty"`
+}
+
+// dnsAnswer is the answer for a domain, in lower case with its final dot. Queries for others fail.
+type dnsAnswer struct {
+	Domain   string
+	Response json.RawMessage `json:",omitempty"` // a DnsQueryResponse; none: the query is never answered
 }
 
 type peerServer struct {
-	event, command protoreflect.MessageDescriptor
+	event, command, query, response protoreflect.MessageDescriptor
 
 	mu      sync.Mutex
 	out     *json.Encoder
 	streams []*peerStream
+	answers map[string]*dynamicpb.Message // nil: no answer at all
 }
 
 type peerStream struct {
@@ -70,7 +85,7 @@ type peerStream struct {
 }
 
 func runPeer(address, builtFrom string, in io.Reader, out io.Writer) error {
-	p := &peerServer{out: json.NewEncoder(out)}
+	p := &peerServer{out: json.NewEncoder(out), answers: map[string]*dynamicpb.Message{}}
 	if err := p.learn(builtFrom); err != nil {
 		return err
 	}
@@ -85,6 +100,12 @@ func runPeer(address, builtFrom string, in io.Reader, out io.Writer) error {
 		Streams: []grpc.StreamDesc{{
 			StreamName: "Connect", Handler: func(_ any, s grpc.ServerStream) error { return p.connect(s) },
 			ServerStreams: true, ClientStreams: true,
+		}},
+		Methods: []grpc.MethodDesc{{
+			MethodName: "QueryDns",
+			Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+				return p.queryDNS(ctx, decode)
+			},
 		}},
 	}, nil)
 	go func() { _ = server.Serve(listener) }() // ends with the process
@@ -116,6 +137,7 @@ func (p *peerServer) learn(builtFrom string) (err error) {
 	}
 	for name, descriptor := range map[protoreflect.FullName]*protoreflect.MessageDescriptor{
 		"netfence.v1.DaemonEvent": &p.event, "netfence.v1.ControlCommand": &p.command,
+		"netfence.v1.DnsQueryRequest": &p.query, "netfence.v1.DnsQueryResponse": &p.response,
 	} {
 		found, err := find(name)
 		if err != nil {
@@ -157,7 +179,46 @@ func (p *peerServer) tell(line told) {
 	}
 }
 
+func (p *peerServer) queryDNS(ctx context.Context, decode func(any) error) (any, error) {
+	query := dynamicpb.NewMessage(p.query)
+	if err := decode(query); err != nil {
+		return nil, err
+	}
+	p.tell(told{Query: marshal(query), Unknown: unknown("query.", query)})
+	domain := strings.ToLower(query.Get(p.query.Fields().ByName("domain")).String())
+	p.mu.Lock()
+	answer, known := p.answers[domain]
+	p.mu.Unlock()
+	if !known {
+		return nil, status.Error(codes.NotFound, "the test has no answer for "+domain)
+	}
+	if answer == nil {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return answer, nil
+}
+
+// learnAnswer takes what the test wants QueryDns to say.
+func (p *peerServer) learnAnswer(a dnsAnswer) error {
+	var answer *dynamicpb.Message
+	if a.Response != nil {
+		answer = dynamicpb.NewMessage(p.response)
+		if err := protojson.Unmarshal(a.Response, answer); err != nil {
+			return fmt.Errorf("%s: %w", a.Response, err)
+		}
+	}
+	p.mu.Lock()
+	p.answers[a.Domain] = answer
+	p.mu.Unlock()
+	p.tell(told{Ready: a.Domain})
+	return nil
+}
+
 func (p *peerServer) obey(o order) error {
+	if o.Answer != nil {
+		return p.learnAnswer(*o.Answer)
+	}
 	p.mu.Lock()
 	if o.Stream < 1 || o.Stream > len(p.streams) {
 		p.mu.Unlock()

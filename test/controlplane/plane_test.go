@@ -12,6 +12,7 @@ import (
 	"io"
 	"os/exec"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,9 +34,19 @@ type plane struct {
 	cmd     *exec.Cmd
 	in      *json.Encoder
 	lines   chan told
-	stream  int      // the newest that the test has heard from
-	number  uint64   // of the command sent last, by checkResult
-	unknown []string // fields, over all streams
+	ready   chan struct{} // an answer to QueryDns has been taken
+	stream  int           // the newest that the test has heard from
+	number  uint64        // of the command sent last, by checkResult
+	unknown []string      // fields, over all streams
+
+	mu      sync.Mutex
+	queries []dnsQuery // in the order in which they came
+}
+
+// dnsQuery is a DnsQueryRequest as the peer tells it.
+type dnsQuery struct {
+	ID, Domain string
+	QueryType  string `json:"query_type"`
 }
 
 // newPlane starts a peer in the namespace.
@@ -62,18 +73,63 @@ func (p *plane) Start() {
 	testenv.Start(p.t, p.cmd, p.ns, nil)
 	p.in, p.stream = json.NewEncoder(stdin), 0
 	p.lines = make(chan told, 1024) // more than any test has; it drops nothing, the process would wait
-	go read(stdout, p.lines)
+	p.ready = make(chan struct{}, 1)
+	go p.read(stdout, p.lines)
 	p.Address = p.line(testenv.Patience).Address
 }
 
-func read(out io.Reader, lines chan<- told) {
+// read sorts what the peer tells. Queries come when they like, so they do not stand in the way of events.
+func (p *plane) read(out io.Reader, lines chan<- told) {
 	defer close(lines)
 	for decoder := json.NewDecoder(out); ; {
 		var line told
 		if decoder.Decode(&line) != nil {
 			return // the process ended
 		}
-		lines <- line
+		switch {
+		case line.Ready != "":
+			p.ready <- struct{}{}
+		case line.Query != nil:
+			p.heard(line)
+		default:
+			lines <- line
+		}
+	}
+}
+
+func (p *plane) heard(line told) {
+	var q dnsQuery
+	if err := json.Unmarshal(line.Query, &q); err != nil {
+		panic(err) // of a message that was just printed
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queries = append(p.queries, q)
+	p.unknown = append(p.unknown, line.Unknown...)
+}
+
+// Queries returns the queries so far, and forgets them.
+func (p *plane) Queries() []dnsQuery {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	queries := p.queries
+	p.queries = nil
+	return queries
+}
+
+// Answer has QueryDns answer with a DnsQueryResponse for a domain, with its final dot, from now on; with "" it never
+// answers. Queries for a domain that no Answer was given for fail.
+func (p *plane) Answer(domain, response string) {
+	p.t.Helper()
+	answer := &dnsAnswer{Domain: domain}
+	if response != "" {
+		answer.Response = json.RawMessage(response)
+	}
+	p.order(order{Answer: answer})
+	select {
+	case <-p.ready:
+	case <-time.After(testenv.Patience):
+		p.t.Fatalf("the control plane does not take an answer")
 	}
 }
 
@@ -110,7 +166,7 @@ func (p *plane) next(patience time.Duration) event {
 		p.t.Fatalf("stream %d ended: %s", line.Stream, line.Ended)
 	}
 	p.stream = max(p.stream, line.Stream)
-	p.unknown = append(p.unknown, line.Unknown...)
+	p.note(line.Unknown)
 	var e event
 	if err := json.Unmarshal(line.Event, &e); err != nil {
 		p.t.Fatalf("event %s: %v", line.Event, err)
@@ -186,8 +242,14 @@ func (p *plane) End(code codes.Code) {
 func (p *plane) Ended() {
 	p.t.Helper()
 	for line := p.line(testenv.Patience); line.Ended == ""; line = p.line(testenv.Patience) {
-		p.unknown = append(p.unknown, line.Unknown...)
+		p.note(line.Unknown)
 	}
+}
+
+func (p *plane) note(unknown []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unknown = append(p.unknown, unknown...)
 }
 
 func (p *plane) order(o order) {
@@ -202,6 +264,8 @@ func (p *plane) order(o order) {
 var allowed = []string{"sync.100", "sync.attachments.100"}
 
 func (p *plane) checkUnknown() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, field := range p.unknown {
 		if p.from != builtFromPublished || !slices.Contains(allowed, field) {
 			p.t.Errorf("the control plane was sent %s, which it does not know", field)

@@ -16,8 +16,8 @@ import (
 	_ "google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// publishedEnums and publishedMessages are netfence.v1 as it was published and nothing more, but for QueryDns: what a
-// peer has that was written before any addition of ours. They are written by hand and not taken from api/, so that a
+// publishedEnums and publishedMessages are netfence.v1 as it was published and nothing more: what a peer has that was
+// written before any addition of ours. They are written by hand and not taken from api/, so that a
 // change there does not change them.
 var publishedEnums = map[string]string{
 	"PolicyMode":        "UNSPECIFIED 0, DISABLED 1, ALLOWLIST 2, BLOCK_ALL 3, DENYLIST 4",
@@ -50,6 +50,9 @@ var publishedMessages = map[string]string{
 		"repeated string upstream_servers 4",
 	"CIDREntry":   "string cidr 1, google.protobuf.Duration ttl 2",
 	"DomainEntry": "string domain 1, bool include_subdomains 2",
+
+	"DnsQueryRequest":  "string id 1, string domain 2, string query_type 3",
+	"DnsQueryResponse": "bool allow 1, bool add_to_filter 2, repeated string ips 3, uint32 ttl_seconds 4",
 
 	"AttachRequest":  "target: string interface_name 1, string cgroup_path 2, map metadata 3",
 	"AttachResponse": "string id 1, string dns_address 2",
@@ -104,6 +107,7 @@ var enumPrefixes = map[string]string{
 var scalars = map[string]descriptorpb.FieldDescriptorProto_Type{
 	"string": descriptorpb.FieldDescriptorProto_TYPE_STRING,
 	"int32":  descriptorpb.FieldDescriptorProto_TYPE_INT32,
+	"uint32": descriptorpb.FieldDescriptorProto_TYPE_UINT32,
 	"bool":   descriptorpb.FieldDescriptorProto_TYPE_BOOL,
 	"uint64": descriptorpb.FieldDescriptorProto_TYPE_UINT64,
 }

@@ -63,6 +63,33 @@ func TestResults(t *testing.T) {
 	}
 }
 
+// What of DNS is not in force cannot be asked for, and the answer names the field.
+func TestResultsOfDNS(t *testing.T) {
+	t.Parallel()
+	d, p := start(t, nil, builtFromOurs)
+	id := attachCgroup(t, d, p)
+	const whole = `"revision": "r1", "bulk_update": {"mode": "POLICY_MODE_ALLOWLIST", "dns": `
+	for _, step := range []struct{ command, code, revision, field string }{
+		{whole + `{"mode": "DNS_MODE_ALLOWLIST", "refuse_with": "REFUSE_CODE_REFUSED",
+			"forward": [{"zone": "corp", "to": ["192.0.2.53"]}],
+			"allow_domains": [{"domain": "pypi.org", "ports": [{"first": 443}], "private": true}]}}`, "APPLIED", "r1", ""},
+		{whole + `{"mode": "DNS_MODE_ALLOWLIST", "forward": [{"zone": "a", "to": ["192.0.2.53"]}, {"zone": "corp", "original": true}]}}`,
+			"REFUSED", "r1", "bulk_update.dns.forward[1].original"},
+		{whole + `{"mode": "DNS_MODE_ALLOWLIST", "deny_domains": [{"domain": "pypi.org", "ports": [{"first": 443}]}]}}`,
+			"REFUSED", "r1", "bulk_update.dns.deny_domains[0].ports"},
+		{whole + `{"mode": "DNS_MODE_ALLOWLIST", "forward": [{"zone": "*.corp", "to": ["192.0.2.53"]}]}}`, "REFUSED", "r1", "bulk_update.dns.forward[0].zone"},
+		{`"revision": "r2", "deny_domain": {"domain": "evil.org", "ports": [{"first": 443}]}`, "REFUSED", "r1", "deny_domain.ports"},
+		{`"revision": "r2", "allow_domain": {"domain": "pypi.org", "ports": [{}]}`, "REFUSED", "r1", "allow_domain.ports[0]"},
+		{`"revision": "r2", "set_dns_mode": {"mode": "DNS_MODE_PROXY"}`, "APPLIED", "r2", ""},
+		{`"revision": "r3", "remove_domain": "nowhere.example"`, "APPLIED", "r3", ""},
+	} {
+		checkResult(t, p, id, step.command, step.code, step.revision, step.field)
+	}
+	if got, want := words(d.Show(t, id).Policy), "allowlist, dns proxy, allow pypi.org"; got != want {
+		t.Errorf("policy %s, want %s", got, want)
+	}
+}
+
 // checkResult sends a command with the next number and looks at the answer.
 func checkResult(t *testing.T, p *plane, id, command, code, revision, field string) {
 	t.Helper()
