@@ -202,6 +202,7 @@ func (f *filtered) service(rr *dns.SVCB, permits func(netip.Addr) bool) bool {
 	gone := map[dns.SVCBKey]bool{}
 	var mandatory []dns.SVCBKey
 	var values []dns.SVCBKeyValue
+	before := len(f.addrs)
 	for _, kv := range rr.Value {
 		stays := true
 		switch kv := kv.(type) {
@@ -224,7 +225,11 @@ func (f *filtered) service(rr *dns.SVCB, permits func(netip.Addr) bool) bool {
 		f.altered = true
 	}
 	rr.Value = values
-	return !slices.ContainsFunc(mandatory, func(k dns.SVCBKey) bool { return gone[k] })
+	if slices.ContainsFunc(mandatory, func(k dns.SVCBKey) bool { return gone[k] }) {
+		f.addrs = f.addrs[:before] // the client does not see them
+		return false
+	}
+	return true
 }
 
 func (f *filtered) hints(hints []net.IP, size int, permits func(netip.Addr) bool) []net.IP {

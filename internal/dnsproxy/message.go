@@ -84,8 +84,7 @@ func parse(b []byte, peer Peer, stream bool) (*query, []byte) {
 	if stream {
 		q.maxSize = dns.MaxMsgSize
 	}
-	switch rcode, text := q.unsupported(); {
-	case rcode != dns.RcodeSuccess:
+	if rcode, text := q.unsupported(); rcode != dns.RcodeSuccess {
 		return nil, q.pack(q.reply(rcode), extra{dns.ExtendedErrorCodeNotSupported, text})
 	}
 	return q, nil
@@ -144,6 +143,9 @@ func (q *query) pack(m *dns.Msg, extras ...extra) []byte {
 			}
 		}
 		m.Extra = append(m.Extra, opt)
+		if m.Len() > q.maxSize { // rather no words than no records
+			opt.Option = nil
+		}
 	}
 	m.Truncate(q.maxSize)
 	b, err := m.Pack()

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/policy"
+)
+
+func TestOptions(t *testing.T) {
+	servers := func() ([]netip.AddrPort, error) { return nil, nil }
+	for _, o := range []Options{
+		{}, {Kernel: &kernel{}}, {Upstreams: servers},
+		{Kernel: &kernel{}, Upstreams: servers, MinTTL: 2 * time.Hour},
+	} {
+		if s, err := New(o); err == nil {
+			t.Errorf("New(%+v) = %v", o, s)
+		}
+	}
+}
+
+// TestLearnFirst holds that no answer leaves before the kernel holds its
+// addresses, over UDP and TCP, for many clients at once.
+func TestLearnFirst(t *testing.T) {
+	var n atomic.Uint32
+	up := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
+		i := n.Add(1)
+		return records(t, fmt.Sprintf("$ 60 IN A 198.51.%d.%d", i>>8, i&0xff))(q, network)
+	})
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*.example"))
+	var running sync.WaitGroup
+	for i := range 8 {
+		running.Go(func() {
+			network := "udp"
+			if i%2 == 1 {
+				network = "tcp"
+			}
+			for j := range 50 {
+				c := dns.Client{Net: network, Timeout: 10 * time.Second}
+				m, _, err := c.Exchange(questionFor(fmt.Sprintf("n%d-%d.example", i, j), dns.TypeA), w.addr)
+				if err != nil || len(m.Answer) != 1 {
+					t.Errorf("%v, %v", m, err)
+					return
+				}
+				addr, _ := netip.AddrFromSlice(m.Answer[0].(*dns.A).A.To4())
+				w.kernel.mu.Lock()
+				if !w.kernel.learned[addr] {
+					t.Errorf("%v was answered before it was learned", addr)
+				}
+				w.kernel.mu.Unlock()
+			}
+		})
+	}
+	running.Wait()
+	if allowed, blocked := w.Counts("a"); allowed != 400 || blocked != 0 {
+		t.Errorf("counts: %d, %d", allowed, blocked)
+	}
+}
+
+func TestNotLearned(t *testing.T) {
+	for _, tt := range []struct {
+		err      error
+		text     string
+		incident string
+	}{
+		{fmt.Errorf("limits.learned: %w", datapath.ErrFull), "limit of learned addresses reached", "learned_limit"},
+		{errors.New("map update: no memory"), "the addresses could not be learned", "learn_failed"},
+	} {
+		up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+		w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+		w.kernel.refuse = func([]datapath.Lesson) error { return tt.err }
+		for range 2 {
+			m := w.ask(t, "a.example", dns.TypeA)
+			if _, text := explained(m); m.Rcode != dns.RcodeServerFailure || len(m.Answer) != 0 || text != tt.text {
+				t.Errorf("answer: %v", m)
+			}
+		}
+		incidents := 0
+		for _, e := range w.seen() {
+			if e.Decision != nil && (e.Decision.Allowed || len(e.Decision.Learned) > 0) {
+				t.Errorf("decision: %+v", e.Decision)
+			}
+			if e.Incident != nil {
+				incidents++
+				if e.Incident.Kind != tt.incident || e.Attachment != "a" {
+					t.Errorf("incident: %+v", e)
+				}
+			}
+		}
+		if incidents != 1 {
+			t.Errorf("%d incidents of one kind in a minute", incidents)
+		}
+	}
+}
+
+// TestStale holds that a query whose policy changed under it is decided anew,
+// by the new policy, without asking upstream twice.
+func TestStale(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN HTTPS 1 . ipv4hint=192.0.2.1,10.0.0.1"))
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	tries := 0
+	change := func(p policy.Policy) {
+		w.kernel.refuse = func([]datapath.Lesson) error {
+			if tries++; tries > 1 {
+				return nil
+			}
+			w.kernel.mu.Unlock()
+			defer w.kernel.mu.Lock()
+			w.kernel.set(t, index, p)
+			return fmt.Errorf("attachment a: %w", datapath.ErrStale)
+		}
+	}
+	private := allowlist("a.example")
+	private.DNS.Allow[0].Private = true
+	change(private)
+	if m := w.ask(t, "a.example", dns.TypeHTTPS); !slices.Equal(rdata(m.Answer), []string{`1 . ipv4hint="192.0.2.1,10.0.0.1"`}) {
+		t.Errorf("answer: %v", m)
+	}
+	if taught := w.kernel.taught(); len(taught) != 1 || !taught[0].Grant.Private || len(up.queries()) != 1 {
+		t.Errorf("taught %+v after %d queries", taught, len(up.queries()))
+	}
+	tries = 0
+	change(denylist("a.example"))
+	if m := w.ask(t, "a.example", dns.TypeHTTPS); m.Rcode != dns.RcodeNameError || tries != 1 {
+		t.Errorf("after a deny rule: %v", m)
+	}
+
+	w.kernel.set(t, index, allowlist("*"))
+	w.kernel.refuse = func([]datapath.Lesson) error { return datapath.ErrStale }
+	m := w.ask(t, "b.example", dns.TypeHTTPS)
+	if _, text := explained(m); m.Rcode != dns.RcodeServerFailure || text != "the policy kept changing" {
+		t.Errorf("always stale: %v", m)
+	}
+	if allowed, blocked := w.Counts("a"); allowed != 1 || blocked != 2 {
+		t.Errorf("counts: %d, %d", allowed, blocked)
+	}
+}
+
+// TestFull holds that an attachment above its limit is not answered over UDP
+// and waits over TCP, and that another is served meanwhile.
+func TestFull(t *testing.T) {
+	held := make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
+	reached := make(chan struct{}, 9)
+	up := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
+		if q.Question[0].Qtype == dns.TypeTXT {
+			reached <- struct{}{}
+			<-held
+		}
+		return records(t, "$ 60 IN A 192.0.2.1")(q, network)
+	})
+	t.Cleanup(release)
+	w := serve(t, Options{MaxQueries: 2, TryTimeout: time.Minute, Timeout: time.Minute}, []*resolver{up}, allowlist("*"))
+	w.kernel.set(t, index+1, allowlist("*"))
+
+	c := &dns.Conn{Conn: dial(t, "udp", w.addr)}
+	for range 2 {
+		if err := c.WriteMsg(questionFor("slow.example", dns.TypeTXT)); err != nil {
+			t.Fatal(err)
+		}
+		<-reached
+	}
+	over := questionFor("over.example", dns.TypeA)
+	if err := c.WriteMsg(over); err != nil {
+		t.Fatal(err)
+	}
+	for { // it is dropped, and told
+		if _, blocked := w.Counts("a"); blocked > 0 {
+			break
+		}
+		if err := c.WriteMsg(questionFor("a.example", dns.TypeA)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
+	if err := stream.WriteMsg(over); err != nil {
+		t.Fatal(err)
+	}
+	if reply := w.handle(context.Background(), packed(t, over), Peer{Index: index + 1}, false); reply == nil {
+		t.Error("the other attachment is not served")
+	}
+	release()
+	if m, err := stream.ReadMsg(); err != nil || m.Id != over.Id || len(m.Answer) != 1 {
+		t.Errorf("over TCP: %v, %v", m, err)
+	}
+	for range 2 {
+		if m, err := c.ReadMsg(); err != nil || m.Question[0].Qtype != dns.TypeTXT {
+			t.Errorf("over UDP: %v, %v", m, err)
+		}
+	}
+	if e := w.seen()[0]; e.Incident == nil || e.Incident.Kind != "queries_limit" {
+		t.Errorf("event: %+v", e)
+	}
+}
+
+func dial(t testing.TB, network, addr string) net.Conn {
+	t.Helper()
+	c, err := net.Dial(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestStream holds that one connection carries many queries, split and joined
+// in any way, and that what is no query ends only itself.
+func TestStream(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	c := dial(t, "tcp", w.addr)
+	var out []byte
+	want := map[uint16]bool{}
+	for range 50 {
+		q := questionFor("a.example", dns.TypeA)
+		want[q.Id] = true
+		b := packed(t, q)
+		out = append(append(out, byte(len(b)>>8), byte(len(b))), b...)
+	}
+	broken := packed(t, questionFor("a.example", dns.TypeA))[:20]
+	want[uint16(broken[0])<<8|uint16(broken[1])] = true
+	out = append(append(out, 0, 20), broken...)
+	out = append(out, 0, 0) // an empty message deserves no answer
+	for _, part := range [][]byte{out[:1], out[1:3], out[3:100], out[100:]} {
+		if _, err := c.Write(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil { // what was asked is answered all the same
+		t.Fatal(err)
+	}
+	in := &dns.Conn{Conn: c}
+	for range len(want) {
+		m, err := in.ReadMsg()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !want[m.Id] {
+			t.Errorf("answered twice or unasked: %v", m)
+		}
+		delete(want, m.Id)
+	}
+	if _, err := in.ReadMsg(); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection goes on: %v", err)
+	}
+}
+
+// TestConnections holds that idle, slow, greedy and superfluous connections end.
+func TestConnections(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	w := serve(t, Options{IdleTimeout: 100 * time.Millisecond, MaxConns: 3}, []*resolver{up}, allowlist("*"))
+	idle, slow, greedy := dial(t, "tcp", w.addr), dial(t, "tcp", w.addr), dial(t, "tcp", w.addr)
+	for c, b := range map[net.Conn][]byte{slow: {0, 40, 1}, greedy: {0xff, 0xff, 1}} {
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]net.Conn{"idle": idle, "slow": slow, "greedy": greedy} {
+		// A close with data unread is a reset.
+		if n, err := c.Read(make([]byte, 1)); n != 0 || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+	w = serve(t, Options{MaxConns: 1}, []*resolver{up}, allowlist("*"))
+	first := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
+	if err := first.WriteMsg(questionFor("a.example", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.ReadMsg(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := dial(t, "tcp", w.addr).Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("a second connection is served: %v", err)
+	}
+	first.Close()
+	for { // its place is free once the server has seen it
+		c := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
+		if err := c.WriteMsg(questionFor("a.example", dns.TypeA)); err == nil {
+			if _, err = c.ReadMsg(); err == nil {
+				break
+			}
+		}
+		c.Close()
+	}
+}
+
+// broken is a socket that fails.
+type broken struct {
+	err    error
+	closed atomic.Bool
+	tries  atomic.Int32
+}
+
+func (b *broken) ReadQuery([]byte) (int, Peer, error) { b.tries.Add(1); return 0, Peer{}, b.err }
+func (b *broken) WriteAnswer([]byte, Peer) error      { return b.err }
+func (b *broken) Accept() (net.Conn, Peer, error)     { b.tries.Add(1); return nil, Peer{}, b.err }
+func (b *broken) Close() error                        { b.closed.Store(true); return nil }
+
+// TestBrokenSocket holds that a failing socket is tried again, but not for ever.
+func TestBrokenSocket(t *testing.T) {
+	for _, tt := range []struct {
+		err   error
+		tries int32
+	}{{net.ErrClosed, 1}, {errors.New("too many open files"), 21}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := bare(t, never(t))
+			b := &broken{err: tt.err}
+			if err := w.Serve(t.Context(), b); err == nil || b.tries.Load() != tt.tries {
+				t.Errorf("%v after %d tries", err, b.tries.Load())
+			}
+			b = &broken{err: tt.err}
+			if err := w.ServeTCP(t.Context(), b); err == nil || b.tries.Load() != tt.tries {
+				t.Errorf("%v after %d tries", err, b.tries.Load())
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := w.Serve(ctx, b); err != nil {
+				t.Errorf("stopped: %v", err)
+			}
+			synctest.Wait()
+			if !b.closed.Load() {
+				t.Error("not closed")
+			}
+		})
+	}
+}
