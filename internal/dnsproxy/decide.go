@@ -121,7 +121,7 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 	if s.Remote == nil {
 		return failed, "dns mode proxy without a control plane to ask"
 	}
-	a, err := s.Remote.QueryDNS(ctx, v.ID, q.name+".", q.typeName())
+	a, err := s.Remote.QueryDNS(ctx, v.ID, q.Name, q.typeName())
 	if err != nil {
 		r.detail = err.Error()
 		return failed, "the control plane did not decide"
