@@ -28,6 +28,8 @@ type attachment struct {
 	Mode     string
 	DNSMode  string `json:"dns_mode"`
 	Metadata map[string]string
+	// DNSAddress is an addition in Attachment.
+	DNSAddress string `json:"dns_address"`
 
 	Applied *struct{ Revision string } // addition
 }

@@ -259,9 +259,9 @@ func (p *plane) order(o order) {
 	}
 }
 
-// allowed are the fields that a published peer gets and does not know. Both are in SyncRequest, which is sent before
-// either side knows the other: Hello, and of each attachment what is in force.
-var allowed = []string{"sync.100", "sync.attachments.100"}
+// allowed are the fields that a published peer gets and does not know. They are in SyncRequest, which is sent before
+// either side knows the other: Hello, and of each attachment what is in force and its DNS address.
+var allowed = []string{"sync.100", "sync.attachments.100", "sync.attachments.101"}
 
 func (p *plane) checkUnknown() {
 	p.mu.Lock()
