@@ -308,12 +308,11 @@ func TestServers(t *testing.T) {
 	p.DNS.Forward = []policy.ZoneForward{
 		{Zone: "corp.example", To: []netip.AddrPort{zone.addr}},
 		{Zone: "near.corp.example", To: []netip.AddrPort{near.addr}},
-		{Zone: "cluster.local", Original: true},
 	}
 	inner := allowlist("*")
 	outer := p
 	outer.DNS.Upstreams = []netip.AddrPort{named.addr}
-	o := Options{Forward: []policy.ZoneForward{{Zone: "daemon.example", To: []netip.AddrPort{near.addr}}, {Zone: "corp.example", Original: true}}}
+	o := Options{Forward: []policy.ZoneForward{{Zone: "daemon.example", To: []netip.AddrPort{near.addr}}, {Zone: "corp.example", Original: true}, {Zone: "cluster.local", Original: true}}}
 	for _, tt := range []struct {
 		policies []policy.Policy
 		name     string
