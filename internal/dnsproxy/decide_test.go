@@ -287,7 +287,7 @@ func TestProxyAsked(t *testing.T) {
 	if got := rdata(m.Answer); !slices.Equal(got, []string{"192.0.2.2"}) {
 		t.Errorf("two control planes: %v", m)
 	}
-	if want := []string{"a a.example. A", "c a.example. A"}; !slices.Equal(asked, want) {
+	if want := []string{"a A.Example. A", "c A.Example. A"}; !slices.Equal(asked, want) {
 		t.Errorf("asked %v, want %v", asked, want)
 	}
 	var ids []string
