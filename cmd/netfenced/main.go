@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/netfence/netfence/internal/cli"
+	"github.com/netfence/netfence/internal/confine"
 	"github.com/netfence/netfence/internal/daemon"
 )
 
@@ -19,6 +20,9 @@ import (
 var version string
 
 func main() {
+	if confine.Init() {
+		confine.Main()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

@@ -41,19 +41,17 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer, daemon Da
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
-	if !errors.Is(err, errReported) {
-		fmt.Fprintln(stderr, oneLine(message(err)))
+	if text := oneLine(message(err)); text != "" && !errors.Is(err, errReported) {
+		if cmd.Name() == "run" {
+			text = "netfenced run: " + strings.TrimPrefix(text, "run: ")
+		}
+		fmt.Fprintln(stderr, text)
 	}
-	// What fails before a command's own function runs is cobra refusing the arguments.
-	var usage *usageError
-	if !a.running || errors.As(err, &usage) {
-		return exitUsage
-	}
-	return exitFailed
+	return a.exitCode(cmd, err)
 }
 
 // app is one execution.
@@ -88,7 +86,7 @@ interface or a cgroup and enforced in the kernel, whether or not the daemon runs
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s: %v (see `%s --help`)", strings.TrimPrefix(cmd.CommandPath(), "netfenced "), err, cmd.CommandPath())
 	})
-	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.policy(), a.events(), a.version())
+	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.runCommand(), a.policy(), a.events(), a.version())
 	return root
 }
 

@@ -186,6 +186,24 @@ func ResolvePID(pid int) (Target, error) {
 	return t, nil
 }
 
+// OwnCgroup returns the path of the cgroup v2 directory that this process is in,
+// which may be the root. The error is ErrNoCgroup2 if there is no hierarchy.
+func OwnCgroup() (string, error) {
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("own cgroup: %w", err)
+	}
+	m, err := cgroup2Mount()
+	if err != nil {
+		return "", fmt.Errorf("own cgroup: %w", err)
+	}
+	rel, ok := m.relative(string(text))
+	if !ok {
+		return "", &InvalidError{Object: "own cgroup", Cause: "is outside the cgroup v2 mount at " + m.point}
+	}
+	return filepath.Join(m.point, rel), nil
+}
+
 // relative returns the v2 entry of a /proc/PID/cgroup file as a path below the
 // mount, beginning with a slash. The file and the mount's root are both seen from
 // our cgroup namespace, so that either may begin with "/..".

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package confine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// inert is for mounts that hold nothing to run and no devices.
+	inert    = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	readOnly = inert | unix.MS_RDONLY
+	nothing  = "mode=0555,size=4k,nr_inodes=1"
+)
+
+// arrangeMounts makes the command's view of the files. The mount namespace is this process's own, the cgroup namespace
+// its thread's. No mount made here can be undone inside: that takes CAP_SYS_ADMIN, and a user namespace of the
+// command's gets these mounts as locked ones (mount_namespaces(7)).
+func arrangeMounts(spec *Spec) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	// The last first: a mount that lies on another one, or below it, goes before it.
+	for _, m := range slices.Backward(mounts) {
+		if err := m.confine(); err != nil {
+			return err
+		}
+	}
+	if err := mountProc(spec.User.UID == 0); err != nil {
+		return err
+	}
+	// A new mount shows the cgroup namespace's root, which is the fenced cgroup, and nothing above.
+	for _, m := range mounts {
+		if m.fstype != "cgroup2" {
+			continue
+		}
+		if err := cover("cgroup2", m.point, readOnly, ""); err != nil {
+			return err
+		}
+	}
+	if err := hide(spec); err != nil {
+		return err
+	}
+	if spec.User.UID == 0 {
+		return privateDev()
+	}
+	return nil
+}
+
+// mountPoint is a line of proc_pid_mountinfo(5).
+type mountPoint struct {
+	point, fstype string
+	flags         uintptr
+}
+
+func readMounts() ([]mountPoint, error) {
+	text, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("mounts: %w", err)
+	}
+	var mounts []mountPoint
+	for line := range strings.Lines(string(text)) {
+		before, after, ok := strings.Cut(line, " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 6 || len(kind) < 1 {
+			return nil, fmt.Errorf("mounts: cannot read %q", line)
+		}
+		m := mountPoint{point: unescape(fields[4]), fstype: kind[0]}
+		for option := range strings.SplitSeq(fields[5], ",") {
+			m.flags |= mountFlags[option]
+		}
+		mounts = append(mounts, m)
+	}
+	return mounts, nil
+}
+
+// mountFlags are options that a remount has to repeat, or it takes them away.
+var mountFlags = map[string]uintptr{
+	"nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
+	"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME,
+}
+
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// confine takes one mount away, or the right to write to it.
+func (m mountPoint) confine() error {
+	_, hidden := hiddenTypes[m.fstype]
+	switch {
+	case m.fstype == "cgroup2", m.fstype == "proc", hidden:
+		return m.remove()
+	case readOnlyTypes[m.fstype] != "":
+		flags := unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | m.flags
+		if err := unix.Mount("", m.point, "", flags, ""); err != nil && !gone(err) {
+			return fmt.Errorf("make %s read-only: %w", m.point, err)
+		}
+	}
+	return nil
+}
+
+// remove takes a mount away. One of an outer container's is locked to what is below it, and is covered.
+func (m mountPoint) remove() error {
+	err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) {
+		return cover("tmpfs", m.point, readOnly, nothing)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("unmount %s: %w", m.point, err)
+	}
+	return nil
+}
+
+// gone says that what a path led to lay on a mount that has been taken away already.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+}
+
+// cover mounts a file system, and is content if there is nothing to mount it on.
+func cover(fstype, on string, flags uintptr, data string) error {
+	if err := unix.Mount(fstype, on, fstype, flags, data); err != nil && !gone(err) {
+		return fmt.Errorf("mount %s on %s: %w", fstype, on, err)
+	}
+	return nil
+}
+
+func mountProc(root bool) error {
+	if err := unix.Mount("proc", "/proc", "proc", inert, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	// Others are kept out by the modes of the files. A /proc that is whole lets them mount their own in a user
+	// namespace, as bwrap and browsers do; uid 0 is not to have a whole one.
+	if !root {
+		return nil
+	}
+	for _, name := range procReadOnly {
+		path := filepath.Join("/proc", name)
+		if err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, ""); gone(err) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("bind %s: %w", path, err)
+		}
+		if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|readOnly, ""); err != nil {
+			return fmt.Errorf("make %s read-only: %w", path, err)
+		}
+	}
+	for _, name := range procMasked {
+		if err := conceal(filepath.Join("/proc", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// conceal hides what is at path, if something is.
+func conceal(path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("hide %s: %w", path, err)
+	}
+	if info.IsDir() {
+		return cover("tmpfs", path, readOnly, nothing)
+	}
+	if err := unix.Mount("/dev/null", path, "", unix.MS_BIND, ""); err != nil && !gone(err) {
+		return fmt.Errorf("hide %s: %w", path, err)
+	}
+	return nil
+}
+
+// hide covers what the table, the environment and the caller name.
+func hide(spec *Spec) error {
+	paths, err := toHide(spec)
+	if err != nil {
+		return err
+	}
+	resolver, err := keepResolver(paths)
+	if err != nil {
+		return err
+	}
+	runtimeDir := userDirectory(spec.User)
+	for _, path := range paths {
+		if err := conceal(path); err != nil {
+			return err
+		}
+	}
+	if err := resolver.restore(); err != nil {
+		return err
+	}
+	return runtimeDir.restore()
+}
+
+// toHide returns real paths, each once, none below another.
+func toHide(spec *Spec) ([]string, error) {
+	candidates := slices.Clone(spec.Hide)
+	for _, h := range hidden {
+		if !strings.ContainsAny(h.pattern, "*?[") {
+			candidates = append(candidates, h.pattern)
+			continue
+		}
+		matches, err := filepath.Glob(h.pattern)
+		if err != nil {
+			return nil, fmt.Errorf("hide %s: %w", h.pattern, err)
+		}
+		candidates = append(candidates, matches...)
+	}
+	for _, pair := range spec.Env {
+		name, value, _ := strings.Cut(pair, "=")
+		if slices.Contains(variables, name) {
+			candidates = append(candidates, socketIn(value)...)
+		}
+	}
+	var real []string
+	for _, path := range candidates {
+		path, err := filepath.EvalSymlinks(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		case err != nil:
+			return nil, fmt.Errorf("hide %s: %w", path, err)
+		case path != "/":
+			real = append(real, path)
+		}
+	}
+	slices.Sort(real)
+	var paths []string
+	for _, path := range real {
+		if len(paths) == 0 || !within(path, paths[len(paths)-1]) {
+			paths = append(paths, path)
+		}
+	}
+	return paths, nil
+}
+
+// socketIn finds the path in "unix:///run/x.sock", "unix:path=/tmp/y,guid=…" and "/tmp/tmux-0/default,1,0".
+func socketIn(value string) []string {
+	start := strings.IndexByte(value, '/')
+	if start < 0 {
+		return nil
+	}
+	path, _, _ := strings.Cut(value[start:], ",")
+	path, _, _ = strings.Cut(path, ";")
+	if info, err := os.Stat(path); err != nil || info.Mode().IsRegular() {
+		return nil
+	}
+	return []string{filepath.Clean(path)}
+}
+
+// within is for clean absolute paths.
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// kept is a file below what is hidden that stays.
+type kept struct {
+	dir, path string
+	file      *os.File // O_PATH
+}
+
+// keepResolver finds the file that /etc/resolv.conf is a link to, if that will be hidden (systemd-resolved).
+func keepResolver(paths []string) (kept, error) {
+	path, err := filepath.EvalSymlinks("/etc/resolv.conf")
+	if err != nil {
+		return kept{}, nil //nolint:nilerr // then there is nothing to keep
+	}
+	for _, dir := range paths {
+		if !within(path, dir) || path == dir {
+			continue
+		}
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return kept{}, fmt.Errorf("keep %s: %w", path, err)
+		}
+		return kept{dir, path, os.NewFile(uintptr(fd), path)}, nil
+	}
+	return kept{}, nil
+}
+
+// restore makes the hidden directory one that holds the file alone.
+func (k kept) restore() error {
+	if k.file == nil {
+		return nil
+	}
+	defer k.file.Close()
+	if err := cover("tmpfs", k.dir, inert, "mode=0755,size=64k,nr_inodes=64"); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(k.path), 0o755); err != nil {
+		return fmt.Errorf("keep %s: %w", k.path, err)
+	}
+	if err := os.WriteFile(k.path, nil, 0o444); err != nil {
+		return fmt.Errorf("keep %s: %w", k.path, err)
+	}
+	if err := bindFile(k.file, k.path, 0); err != nil {
+		return fmt.Errorf("keep %s: %w", k.path, err)
+	}
+	if err := unix.Mount("", k.dir, "", unix.MS_REMOUNT|unix.MS_BIND|readOnly, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", k.dir, err)
+	}
+	return nil
+}
+
+func bindFile(file *os.File, on string, flags uintptr) error {
+	return unix.Mount("/proc/thread-self/fd/"+strconv.Itoa(int(file.Fd())), on, "", unix.MS_BIND|flags, "")
+}
+
+// ownDirectory is a user's directory below /run/user.
+type ownDirectory struct {
+	user User
+	path string
+}
+
+// userDirectory looks whether there is one before /run/user is hidden.
+func userDirectory(user User) ownDirectory {
+	path := filepath.Join("/run/user", strconv.FormatUint(uint64(user.UID), 10))
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		return ownDirectory{}
+	}
+	return ownDirectory{user, path}
+}
+
+// restore makes a new one, empty, for programs that insist on XDG_RUNTIME_DIR.
+func (d ownDirectory) restore() error {
+	if d.path == "" {
+		return nil
+	}
+	parent := filepath.Dir(d.path)
+	if err := cover("tmpfs", parent, inert, "mode=0755,size=4k,nr_inodes=8"); err != nil {
+		return err
+	}
+	if err := os.Mkdir(d.path, 0o700); err != nil {
+		return fmt.Errorf("own %s: %w", d.path, err)
+	}
+	if err := unix.Mount("", parent, "", unix.MS_REMOUNT|unix.MS_BIND|readOnly, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", parent, err)
+	}
+	return cover("tmpfs", d.path, unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("mode=0700,uid=%d,gid=%d,size=10%%", d.user.UID, d.user.GID))
+}
+
+// privateDev replaces /dev by one with rootDevices alone.
+func privateDev() error {
+	devices := map[string]*os.File{}
+	defer func() {
+		for _, file := range devices {
+			file.Close()
+		}
+	}()
+	for _, pattern := range rootDevices {
+		matches, err := filepath.Glob(filepath.Join("/dev", pattern))
+		if err != nil {
+			return fmt.Errorf("device %s: %w", pattern, err)
+		}
+		for _, path := range matches {
+			fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("device %s: %w", path, err)
+			}
+			devices[path] = os.NewFile(uintptr(fd), path)
+		}
+	}
+	if err := cover("tmpfs", "/dev", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755,size=64k"); err != nil {
+		return err
+	}
+	for path, file := range devices {
+		info, err := file.Stat()
+		if err != nil {
+			return fmt.Errorf("device %s: %w", path, err)
+		}
+		if info.IsDir() {
+			err = os.Mkdir(path, 0o755)
+		} else {
+			err = os.WriteFile(path, nil, 0o600)
+		}
+		if err == nil {
+			err = bindFile(file, path, unix.MS_REC)
+		}
+		if err != nil {
+			return fmt.Errorf("device %s: %w", path, err)
+		}
+	}
+	for name, to := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(to, filepath.Join("/dev", name)); err != nil {
+			return fmt.Errorf("device %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/config"
+	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/dnsproxy"
+	"github.com/netfence/netfence/internal/intercept"
+	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
+)
+
+// own is a fence without a daemon: programs, pins and a DNS server of this process.
+//
+// The pins are what keeps the filter until the last process of the command has ended: the kernel closes a dying
+// process's files, and with them links that are not pinned, before it kills its children.
+type own struct {
+	config *config.Config
+	id     string
+	tally  *tally
+
+	kernel *datapath.Datapath
+	front  *intercept.Front
+	stop   context.CancelFunc // of the servers
+	served sync.WaitGroup
+
+	mu     sync.Mutex
+	failed error // of a server
+}
+
+func newOwn(c *config.Config, id string, t *tally) *own {
+	return &own{config: c, id: id, tally: t}
+}
+
+func (o *own) pins() string { return filepath.Join(o.config.BPFDir, pinsName(o.id)) }
+
+func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
+	if err := datapath.EnsureBPFFS(o.config.BPFDir); err != nil {
+		return err
+	}
+	compiled, err := p.Settle(nil, sinceBoot(), time.Now()).Compile()
+	if err != nil {
+		return err
+	}
+	limits, dns := o.config.Limits, o.config.DNS
+	o.kernel, err = datapath.Open(datapath.Config{
+		Dir: o.pins(), MaxFlows: uint64(limits.Flows), MaxLearned: limits.Learned, MaxNames: limits.Names,
+		Grace: dns.Grace, MaxFlowTCP: dns.MaxFlowTCP, MaxFlowOther: dns.MaxFlowOther,
+		Events: o.tally.add, EventRate: o.config.Events.Rate,
+	})
+	if err != nil {
+		return err
+	}
+	t, err := target.ResolveCgroup(path)
+	if err != nil {
+		return err
+	}
+	if err := o.kernel.Attach(o.id, t); err != nil {
+		return err
+	}
+	if compiled.Names.Intercepts() {
+		if err := o.serve(); err != nil {
+			return err
+		}
+	}
+	return o.kernel.Replace(o.id, compiled)
+}
+
+// serve answers the command's DNS queries.
+func (o *own) serve() (err error) {
+	dns := o.config.DNS
+	upstreams := dnsproxy.ResolvConf("/etc/resolv.conf").Servers
+	if len(dns.Upstreams) > 0 {
+		upstreams = func() ([]netip.AddrPort, error) { return dns.Upstreams, nil }
+	}
+	server, err := dnsproxy.New(dnsproxy.Options{
+		Kernel: o.kernel, Upstreams: upstreams, Forward: dns.Forward, MinTTL: dns.MinTTL, MaxTTL: dns.MaxTTL,
+		RefuseWith: dns.RefuseWith, AllowPrivateAnswers: dns.AllowPrivateAnswers, HostAddrs: hostAddrs,
+		MaxQueries: o.config.Limits.Queries, Events: o.tally.add,
+	})
+	if err != nil {
+		return err
+	}
+	if o.front, err = intercept.OpenCgroups(o.kernel); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	o.stop = stop
+	for _, c := range o.front.Packets {
+		o.served.Go(func() { o.note(server.Serve(ctx, c)) })
+	}
+	for _, l := range o.front.Streams {
+		o.served.Go(func() { o.note(server.ServeTCP(ctx, l)) })
+	}
+	return nil
+}
+
+// note keeps the first error of a server: queries fail from then on, and nothing opens.
+func (o *own) note(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failed == nil {
+		o.failed = err
+	}
+}
+
+func (o *own) close() error {
+	var errs []error
+	if o.stop != nil {
+		o.stop()
+		o.served.Wait()
+	}
+	if o.front != nil {
+		errs = append(errs, o.front.Close())
+	}
+	if o.kernel != nil {
+		errs = append(errs, o.kernel.DrainEvents(), o.kernel.Detach(o.id), o.kernel.Close())
+	}
+	errs = append(errs, o.failed)
+	if err := datapath.RemoveAll(o.pins()); err != nil {
+		errs = append(errs, fmt.Errorf("pins of the run: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// sinceBoot counts suspend, as the kernel's deadlines do.
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		panic(fmt.Sprintf("run: CLOCK_BOOTTIME: %v", err)) // Linux 2.6.39
+	}
+	return time.Duration(now.Nano())
+}
+
+// hostAddrs are the host's own addresses. Without them the guard still has the private ranges.
+func hostAddrs() []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, a := range list {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			addrs = append(addrs, prefix.Addr())
+		}
+	}
+	return addrs
+}
