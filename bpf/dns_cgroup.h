@@ -104,7 +104,7 @@ enum dns_step {
 	DNS_NOT_OURS, /* the rules judge */
 	DNS_REFUSED,
 	DNS_REWRITTEN, /* *to and the port are the listener's */
-	DNS_WRITTEN_INSIDE, /* an attachment inside this one has done that already */
+	DNS_WRITTEN, /* that was done already, here or by an attachment inside or around */
 };
 
 /*
@@ -131,8 +131,8 @@ static __always_inline enum dns_step dns_ask(struct bpf_sock_addr *ctx, __u64 id
 		struct dns_server *server =
 			dns_written(bpf_sk_storage_get(&nf_dns_sockets, ctx->sk, NULL, 0), to);
 
-		if (server && dns_writer(identity, server) == WRITER_INNER)
-			return DNS_WRITTEN_INSIDE;
+		if (server && dns_writer(identity, server) != WRITER_NOBODY)
+			return DNS_WRITTEN;
 	}
 	if (!query && ((bpf_ntohl(to->word[3]) & DNS_INDEX_MASK) != own ||
 		       (port != listener && port != PORT_DNS)))

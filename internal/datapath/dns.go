@@ -177,3 +177,7 @@ func lowIndex(a netip.Addr, prefixes ...netip.Prefix) (uint32, bool) {
 	}
 	return 0, false
 }
+
+// DNSRange6 is where the IPv6 DNS addresses are; whoever listens has to have
+// them led to lo. Those of IPv4 need nothing.
+func DNSRange6() netip.Prefix { return dnsRange6 }

@@ -7,6 +7,7 @@ package intercept
 import (
 	"errors"
 	"io"
+	"net"
 
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/dnsproxy"
@@ -27,28 +28,21 @@ type Front struct {
 	closers []io.Closer // the last one first
 }
 
-// OpenCgroups opens the sockets for the queries of cgroups, and for those that
-// the host sends to an attachment's DNS address. On a machine without IPv6 they
-// are for IPv4.
-func OpenCgroups(k Kernel) (*Front, error) {
-	return nil, errors.New("DNS for cgroups: not there yet")
-}
+func (f *Front) add(c io.Closer) { f.closers = append(f.closers, c) }
 
-// OpenInterfaces opens the sockets for the queries of interfaces, in a network
-// namespace of their own.
-func OpenInterfaces(k Kernel) (*Front, error) {
-	return nil, errors.New("DNS for interfaces: not there yet")
-}
+type closerFunc func() error
 
-// Close ends the front. From its first step on queries are refused.
+func (f closerFunc) Close() error { return f() }
+
+// Close ends the front, from the last thing opened to the first: queries are
+// refused before the sockets go. What a server has closed is closed.
 func (f *Front) Close() error {
 	var errs []error
 	for i := len(f.closers) - 1; i >= 0; i-- {
-		errs = append(errs, f.closers[i].Close())
+		if err := f.closers[i].Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
+	f.closers = nil
 	return errors.Join(errs...)
 }
-
-// Remove takes away what a killed process has left: the route to the IPv6 DNS
-// addresses.
-func Remove() error { return nil }

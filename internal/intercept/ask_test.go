@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package intercept_test
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/dnsproxy"
+	"github.com/netfence/netfence/internal/intercept"
+	"github.com/netfence/netfence/internal/testenv"
+)
+
+// question is what a workload sends to one server after another over one socket.
+type question struct {
+	Kind    string // udp, connected, tcp; with "-mapped": to IPv4 through an IPv6 socket
+	Servers []netip.AddrPort
+	Bind    netip.AddrPort // the socket, first; none: not bound
+}
+
+// outcome is what came of asking one server.
+type outcome struct {
+	Answer answer
+	From   netip.AddrPort // recvfrom
+	Peer   netip.AddrPort // getpeername of what is connected
+	Call   string         // the first that failed, and why
+	Errno  unix.Errno
+}
+
+// answer is the responder's: what it knows of who asks.
+type answer struct {
+	Index  uint32
+	Text   string // of the question
+	Server netip.AddrPort
+}
+
+// asker asks and prints what comes of it. A server that does not answer within a
+// second is EAGAIN.
+var asker = testenv.NewFunc("asker", func(args []string) error {
+	var questions []question
+	if err := json.Unmarshal([]byte(args[0]), &questions); err != nil {
+		return err
+	}
+	var all [][]outcome
+	for _, q := range questions {
+		all = append(all, q.ask())
+	}
+	return json.NewEncoder(os.Stdout).Encode(all)
+})
+
+func (q question) ask() []outcome {
+	kind, mapped := strings.CutSuffix(q.Kind, "-mapped")
+	family, typ := unix.AF_INET, unix.SOCK_DGRAM
+	if mapped || q.Servers[0].Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	if kind == "tcp" {
+		typ = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return []outcome{failed("socket", err)}
+	}
+	defer unix.Close(fd)
+	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &unix.Timeval{Sec: 1}); err != nil {
+			return []outcome{failed("setsockopt", err)}
+		}
+	}
+	if q.Bind.IsValid() {
+		if err := unix.Bind(fd, sockaddr(q.Bind, family)); err != nil {
+			return []outcome{failed("bind", err)}
+		}
+	}
+	var all []outcome
+	for i, server := range q.Servers {
+		text := fmt.Sprintf("question %d", i)
+		all = append(all, askOne(fd, kind, sockaddr(server, family), text))
+	}
+	return all
+}
+
+func askOne(fd int, kind string, server unix.Sockaddr, text string) (o outcome) {
+	if kind != "udp" {
+		if err := unix.Connect(fd, server); err != nil {
+			return failed("connect", err)
+		}
+		peer, err := unix.Getpeername(fd)
+		if err != nil {
+			return failed("getpeername", err)
+		}
+		o.Peer = addrPort(peer)
+		server = nil
+	}
+	message := []byte(text)
+	if kind == "tcp" {
+		message = append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...)
+	}
+	var err error
+	if server == nil {
+		err = unix.Send(fd, message, 0)
+	} else {
+		err = unix.Sendto(fd, message, 0, server)
+	}
+	if err != nil {
+		return failed("send", err)
+	}
+	b := make([]byte, 4096)
+	n, from, err := unix.Recvfrom(fd, b, 0)
+	if err != nil {
+		return failed("recv", err)
+	}
+	o.From = addrPort(from)
+	b = b[:n]
+	if kind == "tcp" {
+		if n < 2 {
+			return failed("recv", io.ErrUnexpectedEOF)
+		}
+		b = b[2:]
+	}
+	if err := json.Unmarshal(b, &o.Answer); err != nil {
+		return failed("decode", err)
+	}
+	return o
+}
+
+func failed(call string, err error) outcome {
+	o := outcome{Call: call + ": " + err.Error()}
+	errors.As(err, &o.Errno)
+	return o
+}
+
+func sockaddr(a netip.AddrPort, family int) unix.Sockaddr {
+	if family == unix.AF_INET6 {
+		zone := uint32(0)
+		if a.Addr().IsLinkLocalUnicast() && a.Addr().Is6() {
+			zone = 2 // the workload's only device
+		}
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// ask runs an asker in a namespace and a cgroup, either of which may be nil.
+func ask(t *testing.T, ns *testenv.NS, cg *testenv.Cgroup, questions ...question) [][]outcome {
+	t.Helper()
+	text, err := json.Marshal(questions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := asker.Command(string(text))
+	var out strings.Builder
+	cmd.Stdout = &out
+	testenv.Start(t, cmd, ns, cg)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var all [][]outcome
+	if err := json.Unmarshal([]byte(out.String()), &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// questions asks each server over a socket of its own for each kind.
+func questions(kinds, servers []string) []question {
+	var all []question
+	for _, server := range servers {
+		for _, kind := range kinds {
+			all = append(all, question{Kind: kind, Servers: []netip.AddrPort{port53(server)}})
+		}
+	}
+	return all
+}
+
+func port53(addr string) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(addr), 53)
+}
+
+// answered checks that each question was answered, and by whom it was asked.
+func answered(t *testing.T, index uint32, asked []question, all [][]outcome) {
+	t.Helper()
+	for i, q := range asked {
+		for j, o := range all[i] {
+			server := q.Servers[j]
+			switch {
+			case o.Call != "":
+				t.Errorf("%s %s: %s", q.Kind, server, o.Call)
+			case o.Answer.Index != index:
+				t.Errorf("%s %s: asked as attachment %d, want %d", q.Kind, server, o.Answer.Index, index)
+			case o.Answer.Text != fmt.Sprintf("question %d", j):
+				t.Errorf("%s %s: answer to %q", q.Kind, server, o.Answer.Text)
+			case !strings.HasPrefix(q.Kind, "tcp") && o.From != server:
+				t.Errorf("%s %s: answer from %s", q.Kind, server, o.From)
+			case !strings.HasPrefix(q.Kind, "udp") && o.Peer != server:
+				t.Errorf("%s %s: connected to %s", q.Kind, server, o.Peer)
+			}
+		}
+	}
+}
+
+// unanswered checks that no question was, for one of the reasons.
+func unanswered(t *testing.T, asked []question, all [][]outcome, reasons ...unix.Errno) {
+	t.Helper()
+	for i, q := range asked {
+		for j, o := range all[i] {
+			ok := false
+			for _, r := range reasons {
+				ok = ok || o.Errno == r
+			}
+			if !ok {
+				t.Errorf("%s %s: %+v, want one of %v", q.Kind, q.Servers[j], o, reasons)
+			}
+		}
+	}
+}
+
+// respond answers what comes to the front with what is known of the peer.
+func respond(f *intercept.Front) (done *sync.WaitGroup) {
+	done = &sync.WaitGroup{}
+	for _, packets := range f.Packets {
+		done.Go(func() {
+			b := make([]byte, 512)
+			for {
+				n, peer, err := packets.ReadQuery(b)
+				if err != nil {
+					return
+				}
+				_ = packets.WriteAnswer(reply(b[:n], peer), peer) // lost, as packets are
+			}
+		})
+	}
+	for _, streams := range f.Streams {
+		done.Go(func() {
+			for {
+				conn, peer, err := streams.Accept()
+				if err != nil {
+					return
+				}
+				done.Go(func() {
+					defer conn.Close()
+					size := make([]byte, 2)
+					for {
+						if _, err := io.ReadFull(conn, size); err != nil {
+							return
+						}
+						b := make([]byte, binary.BigEndian.Uint16(size))
+						if _, err := io.ReadFull(conn, b); err != nil {
+							return
+						}
+						text := reply(b, peer)
+						_, _ = conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(text))), text...))
+					}
+				})
+			}
+		})
+	}
+	return done
+}
+
+func reply(text []byte, peer dnsproxy.Peer) []byte {
+	b, err := json.Marshal(answer{Index: peer.Index, Text: string(text), Server: peer.Server})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}

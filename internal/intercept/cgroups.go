@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package intercept
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/datapath"
+)
+
+// ports are tried in turn, one for each process that listens: privileged, so
+// that no user takes one; below those that bindresvport(3) and the kernel's NFS
+// client choose from; and nobody's at IANA.
+var ports = []uint16{253, 254, 252, 251, 250, 249, 255}
+
+// OpenCgroups opens the sockets for the queries of cgroups, and for those that
+// the host sends to an attachment's DNS address. On a machine without IPv6 they
+// are for IPv4.
+func OpenCgroups(k Kernel) (*Front, error) {
+	where := &place{host: true}
+	for _, port := range ports {
+		f := &Front{}
+		v6, err := where.open(f, port)
+		if err == nil {
+			err = f.toCgroups(k, port, v6)
+		}
+		if err == nil {
+			return f, nil
+		}
+		if closeErr := f.Close(); !errors.Is(err, unix.EADDRINUSE) || closeErr != nil {
+			return nil, errors.Join(err, closeErr)
+		}
+	}
+	return nil, fmt.Errorf("listen for DNS queries: ports %d are all in use", ports)
+}
+
+// toCgroups has queries come to the sockets of f.
+func (f *Front) toCgroups(k Kernel, port uint16, v6 bool) error {
+	netns, err := netnsCookie(f.Packets[0].(*packets).conn)
+	if err != nil {
+		return err
+	}
+	if v6 {
+		route, err := dnsRoute(port)
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route %s to lo: %w", datapath.DNSRange6(), err)
+		}
+		f.add(closerFunc(func() error { return removeRoute(route) }))
+	}
+	if err := k.ListenCgroups(datapath.DNSListener{Netns: netns, Port: port, IPv6: v6}); err != nil {
+		return err
+	}
+	f.add(closerFunc(func() error { return k.ListenCgroups(datapath.DNSListener{}) }))
+	return nil
+}
+
+func netnsCookie(conn syscall.Conn) (cookie uint64, err error) {
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		ctlErr := raw.Control(func(fd uintptr) {
+			cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		})
+		err = errors.Join(err, ctlErr)
+	}
+	return cookie, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err)
+}
+
+// dnsRoute makes every IPv6 DNS address the host's own. The port, being the
+// metric, tells the routes of two processes apart: each removes its own.
+func dnsRoute(port uint16) (*netlink.Route, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("lo: %w", err)
+	}
+	return &netlink.Route{
+		LinkIndex: lo.Attrs().Index, Dst: ipNet(datapath.DNSRange6()), Priority: int(port),
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
+	}, nil
+}
+
+func removeRoute(route *netlink.Route) error {
+	if err := netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("remove route %s: %w", route.Dst, err)
+	}
+	return nil
+}
+
+// Remove takes away what killed processes have left: routes to IPv6 DNS
+// addresses. What lives in a network namespace has gone with its process.
+func Remove() error {
+	if v6, err := haveIPv6(); !v6 || err != nil {
+		return err
+	}
+	var errs []error
+	for _, port := range ports {
+		if used(port) {
+			continue
+		}
+		route, err := dnsRoute(port)
+		if err != nil {
+			return err
+		}
+		errs = append(errs, removeRoute(route))
+	}
+	return errors.Join(errs...)
+}
+
+// used tells whether somebody listens at the port.
+func used(port uint16) bool {
+	conn, err := net.ListenPacket("udp4", "0.0.0.0:"+strconv.Itoa(int(port)))
+	if err != nil {
+		return true
+	}
+	_ = conn.Close()
+	return false
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

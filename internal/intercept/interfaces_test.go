@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package intercept_test
+
+import (
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/intercept"
+	"github.com/netfence/netfence/internal/testenv"
+)
+
+var (
+	plainKinds  = []string{"udp", "connected", "tcp"}
+	mappedKinds = []string{"udp-mapped", "connected-mapped", "tcp-mapped"}
+)
+
+// firewall has the host forward nothing, nor accept a source that it does not route.
+func firewall(t *testing.T, host *testenv.NS) {
+	t.Helper()
+	for key, value := range map[string]string{
+		"ipv4/conf/all/rp_filter": "1", "ipv4/conf/work0/rp_filter": "1",
+	} {
+		host.Sysctl(t, key, value)
+	}
+	rules := "table inet closed { chain forward { type filter hook forward priority 0; policy drop; }; chain input { type filter hook input priority 0; policy drop; }; }"
+	nft := exec.Command("nft", "-f", "-")
+	nft.Stdin = strings.NewReader(rules)
+	if out, err := nft.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("nft", "delete", "table", "inet", "closed").CombinedOutput(); err != nil {
+			t.Errorf("nft: %v: %s", err, out)
+		}
+	})
+}
+
+func TestInterfaces(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.TCX)
+	servers := []string{"9.9.9.9", "198.51.100.9", "10.77.0.1", "169.254.169.254", "192.0.2.53"}
+	servers6 := []string{"2620:fe::fe", "2001:db8:100::53", "fd77::1", "fd4e:4644:4e55::53"}
+	for name, device := range map[string]testenv.Device{
+		"veth": testenv.VethDevice, "tap": testenv.TapDevice, "tun": testenv.TunDevice, "bridge port": testenv.BridgePort,
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := testenv.Self(t)
+			w := testenv.NewWorld(t, host, device)
+			d := open(t)
+			_, index := attach(t, d, interfaceTarget(t, w.Link), everywhere())
+			outside := testenv.Observe(t, w.Outside, "eth0")
+			front(t, intercept.OpenInterfaces, d)
+
+			asked := append(questions(append(plainKinds, mappedKinds...), servers), questions(plainKinds, servers6)...)
+			if device != testenv.TunDevice { // a tun has no addresses of the link but its own
+				asked = append(asked, questions(plainKinds, []string{linkLocal(t, w, device)})...)
+			}
+			answered(t, index, asked, ask(t, w.Workload, nil, asked...))
+			escaped(t, outside, w.Workload, nil)
+
+			firewall(t, host)
+			host.Sysctl(t, "ipv4/ip_forward", "0")
+			host.Sysctl(t, "ipv6/conf/all/forwarding", "0")
+			answered(t, index, asked, ask(t, w.Workload, nil, asked...))
+		})
+	}
+}
+
+// linkLocal is the host's own address on the workload's link.
+func linkLocal(t *testing.T, w *testenv.World, device testenv.Device) string {
+	t.Helper()
+	name := w.Link
+	if device == testenv.BridgePort {
+		name = "bridge0"
+	}
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs, err := link.Addrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p := netip.MustParsePrefix(a.String()); p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
+			return p.Addr().String()
+		}
+	}
+	t.Fatalf("%s has no address of the link: %v", name, addrs)
+	return ""
+}
+
+func TestInterfaceWithoutListener(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.TCX)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
+	d := open(t)
+	id, index := attach(t, d, interfaceTarget(t, w.Link), everywhere())
+	outside := testenv.Observe(t, w.Outside, "eth0")
+	asked := questions(plainKinds, []string{"198.51.100.9", "2001:db8:100::53"})
+
+	unanswered(t, asked, ask(t, w.Workload, nil, asked...), unix.EAGAIN, unix.EINPROGRESS)
+	f := front(t, intercept.OpenInterfaces, d)
+	answered(t, index, asked, ask(t, w.Workload, nil, asked...))
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	unanswered(t, asked, ask(t, w.Workload, nil, asked...), unix.EAGAIN, unix.EINPROGRESS)
+	escaped(t, outside, w.Workload, nil)
+	c, err := d.Counters(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Drops["dns"] == 0 {
+		t.Errorf("drops %v, want some for dns", c.Drops)
+	}
+}
