@@ -3,7 +3,6 @@
 package run
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -23,9 +22,6 @@ func (o *Options) policy() (*policy.Policy, []string, error) {
 	p, err := o.add(p)
 	if err != nil {
 		return nil, nil, err
-	}
-	if p.DNS.Mode == policy.DNSProxy {
-		return nil, nil, errors.New("dns.mode: a control plane decides in proxy mode, and a run has none (use allowlist or denylist)")
 	}
 	if err := p.Validate(policy.Limits{Rules: o.Config.Limits.Rules}); err != nil {
 		return nil, nil, err

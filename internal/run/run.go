@@ -93,9 +93,6 @@ func (e *endedError) Error() string { return "ended by " + e.signal.String() }
 
 func (s *session) run(ctx context.Context) (err error) {
 	s.signals = catchSignals()
-	if unix.Geteuid() != 0 {
-		return errors.New("needs root for its filter (run it with sudo; the command itself runs as you)")
-	}
 	if err := s.prepare(); err != nil {
 		return err
 	}
@@ -129,15 +126,18 @@ func (s *session) run(ctx context.Context) (err error) {
 
 // prepare reads what can be read before anything is made.
 func (s *session) prepare() (err error) {
+	var warnings []string
+	if s.policy, warnings, err = s.Options.policy(); err != nil {
+		return err
+	}
+	if unix.Geteuid() != 0 {
+		return errors.New("needs root for its filter (run it with sudo; the command itself runs as you)")
+	}
 	if s.caller, err = resolveCaller(s.Options); err != nil {
 		return err
 	}
 	if s.caller.warning != "" {
-		fmt.Fprintln(s.Stderr, "netfenced run: warning:", s.caller.warning)
-	}
-	var warnings []string
-	if s.policy, warnings, err = s.Options.policy(); err != nil {
-		return err
+		warnings = append(warnings, s.caller.warning)
 	}
 	for _, warning := range warnings {
 		fmt.Fprintln(s.Stderr, "netfenced run: warning:", warning)
