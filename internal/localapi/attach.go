@@ -37,7 +37,11 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 			return nil, err
 		}
 		if found != nil {
-			if err := s.renew(ctx, found, own, r.GetDryRun()); err != nil {
+			err := s.renew(ctx, found, own, r.GetDryRun())
+			if errors.Is(err, state.ErrNotFound) {
+				continue // on its way out since it was found
+			}
+			if err != nil {
 				return nil, err
 			}
 			return s.attachResponse(*found, false, own), nil
