@@ -28,8 +28,8 @@ type Kernel interface {
 
 // Remote decides queries in proxy mode.
 type Remote interface {
-	// QueryDNS asks about name, which has its final dot, and a record type by
-	// its mnemonic. An error is SERVFAIL for the client.
+	// QueryDNS asks about name, which is spelt as the client spelt it and has its
+	// final dot, and a record type by its mnemonic. An error is SERVFAIL for the client.
 	QueryDNS(ctx context.Context, id, name, qtype string) (RemoteAnswer, error)
 }
 

@@ -125,7 +125,7 @@ func FuzzQuery(f *testing.F) {
 				t.Fatal(err)
 			}
 			// The name that was judged is the name in the packet.
-			if asked, ok := question(packed(t, query)); !ok || asked != r.Question {
+			if asked, _, ok := question(packed(t, query)); !ok || asked != r.Question {
 				t.Errorf("%v is sent as %v", r.Question, asked)
 			}
 			return answering(t, dns.RcodeSuccess, "$ 60 A 192.0.2.1", "$ 60 A 10.0.0.1")(context.Background(), nil, r)
@@ -189,7 +189,7 @@ func FuzzMatch(f *testing.F) {
 		if m == nil {
 			return
 		}
-		if err != nil || !m.Response || len(m.Question) != 1 || canonical(m.Question[0].Name) != "a.example" || udp && m.Question[0] != query.Question[0] {
+		if err != nil || !m.Response || len(m.Question) != 1 || m.Question[0].Name != "a.example." {
 			t.Errorf("%v, %v", m, err)
 		}
 	})

@@ -37,7 +37,8 @@ func (q *query) do() bool { return q.opt != nil && q.opt.Do() }
 func (q *query) typeName() string { return dns.Type(q.Qtype).String() }
 
 // unpack parses a message. miekg/dns takes a message that ends early for one
-// with fewer records; here it is garbage.
+// with fewer records, and reads records of any type without data, as dynamic
+// updates have them; here both are garbage.
 func unpack(b []byte) (*dns.Msg, error) {
 	if len(b) < headerBytes {
 		return nil, errors.New("shorter than a header")
@@ -51,7 +52,22 @@ func unpack(b []byte) (*dns.Msg, error) {
 			return nil, fmt.Errorf("section %d has %d records, not %d", i, n, count)
 		}
 	}
+	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			if rr.Header().Rdlength == 0 && !mayBeEmpty(rr) {
+				return nil, fmt.Errorf("record of type %s without data", dns.Type(rr.Header().Rrtype))
+			}
+		}
+	}
 	return m, nil
+}
+
+func mayBeEmpty(rr dns.RR) bool {
+	switch rr.(type) {
+	case *dns.OPT, *dns.APL, *dns.NULL, *dns.RFC3597:
+		return true
+	}
+	return false
 }
 
 // parse reads a query. Where it returns none, it returns the answer to what

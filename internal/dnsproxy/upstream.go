@@ -217,7 +217,7 @@ func (r request) match(query *dns.Msg, in []byte, udp bool) (*dns.Msg, error) {
 		return nil, nil
 	}
 	// The question is looked at before the rest, which a truncated message may lack.
-	asked, ok := question(in)
+	asked, end, ok := question(in)
 	header := int(in[3] & 0xf)
 	edns := query.IsEdns0() != nil
 	switch want := query.Question[0]; {
@@ -229,6 +229,13 @@ func (r request) match(query *dns.Msg, in []byte, udp bool) (*dns.Msg, error) {
 		return nil, errUseTCP // spoofed, or from a server that folds case
 	case udp && (in[2]&0x2 != 0 || len(in) >= queryBytes):
 		return nil, errUseTCP
+	}
+	// The rest of the message may point to the question for parts of its own
+	// names, where the client would see how we spelt it.
+	for i, c := range in[headerBytes:end] { // no length of a label is a letter
+		if 'A' <= c && c <= 'Z' {
+			in[headerBytes+i] = c + 'a' - 'A'
+		}
 	}
 	m, err := unpack(in)
 	if err != nil {
@@ -243,16 +250,17 @@ func (r request) match(query *dns.Msg, in []byte, udp bool) (*dns.Msg, error) {
 	return m, nil
 }
 
-// question reads the one question of a message.
-func question(in []byte) (q dns.Question, ok bool) {
+// question reads the one question of a message, whose name ends before end.
+// No name stands before it that it could point to.
+func question(in []byte) (q dns.Question, end int, ok bool) {
 	if binary.BigEndian.Uint16(in[4:]) != 1 {
-		return q, false
+		return q, 0, false
 	}
-	name, off, err := dns.UnpackDomainName(in, headerBytes)
-	if err != nil || off+4 > len(in) {
-		return q, false
+	name, end, err := dns.UnpackDomainName(in, headerBytes)
+	if err != nil || end+4 > len(in) || in[end-1] != 0 { // a pointer's last byte is at least headerBytes
+		return q, 0, false
 	}
-	return dns.Question{Name: name, Qtype: binary.BigEndian.Uint16(in[off:]), Qclass: binary.BigEndian.Uint16(in[off+2:])}, true
+	return dns.Question{Name: name, Qtype: binary.BigEndian.Uint16(in[end:]), Qclass: binary.BigEndian.Uint16(in[end+2:])}, end, true
 }
 
 // netError makes one error of the ways in which waiting ends, and leaves out

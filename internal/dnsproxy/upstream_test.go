@@ -5,6 +5,7 @@ package dnsproxy
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -37,7 +38,7 @@ func raw(t *testing.T, answer func(q *dns.Msg) [][]byte) *resolver {
 				return
 			}
 			for _, b := range answer(q) {
-				if _, err := pc.WriteTo(b, from); err != nil {
+				if _, err := pc.WriteTo(b, from); err != nil && !errors.Is(err, net.ErrClosed) {
 					t.Error(err)
 				}
 			}
@@ -294,6 +295,25 @@ func TestAsked(t *testing.T) {
 	}
 	if len(ids) < 18 || len(names) < 20 || sockets.Load() != 20 || !ports[up.addr.String()] {
 		t.Errorf("20 queries: %d ids, %d spellings, %d sockets to %v", len(ids), len(names), sockets.Load(), ports)
+	}
+}
+
+// TestSpelling holds that a client sees nothing of how its question was spelt
+// upstream, also where the answer's names point to it.
+func TestSpelling(t *testing.T) {
+	up := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
+		name := q.Question[0].Name
+		_, parent, _ := strings.Cut(name, ".")
+		m := records(t, "$ 60 IN CNAME b."+parent, "b."+parent+" 60 IN A 192.0.2.1")(q, network)
+		m.Compress = true
+		return m
+	})
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*.example"))
+	for range 10 {
+		m := w.ask(t, "A.abcdefghijklmnop.example", dns.TypeA)
+		if len(m.Answer) != 2 || m.Answer[0].Header().Name != "A.abcdefghijklmnop.example." || m.Answer[1].Header().Name != "b.abcdefghijklmnop.example." {
+			t.Errorf("answer: %v", m)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -40,6 +41,14 @@ var (
 		return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnGetNetnsCookie)
 	})}
 )
+
+// Program is a command in PATH.
+func Program(name string) Feature {
+	return Feature{name, func() error {
+		_, err := exec.LookPath(name)
+		return err
+	}}
+}
 
 // requireEnv, when set, turns the skip of a test into a failure: for machines that
 // are known to have everything.
