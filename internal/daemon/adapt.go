@@ -8,6 +8,7 @@ import (
 
 	"github.com/netfence/netfence/internal/controlclient"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/dnsproxy"
 	"github.com/netfence/netfence/internal/localapi"
 	"github.com/netfence/netfence/internal/target"
 )
@@ -23,16 +24,53 @@ func (resolver) Cgroup(path string) (target.Target, error) { return target.Resol
 
 func (resolver) PID(pid int) (target.Target, error) { return target.ResolvePID(pid) }
 
-// counters are the kernel's in the words of the local API.
+// filter is the kernel as the reconciler drives it.
+type filter struct {
+	*datapath.Datapath
+	server *dnsproxy.Server
+}
+
+// Detach also ends what the DNS server counts of the attachment.
+func (f filter) Detach(id string) error {
+	err := f.Datapath.Detach(id)
+	if err == nil {
+		f.server.Forget(id)
+	}
+	return err
+}
+
+// counters are the kernel's and the DNS server's in the words of the local API.
 func (d *daemon) counters(id string) (localapi.Counters, bool) {
 	c, ok := d.read(id)
-	return localapi.Counters{PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped, Drops: c.Drops}, ok
+	answered, refused := d.dns.server.Counts(id)
+	return localapi.Counters{
+		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped,
+		DNSQueriesAllowed: answered, DNSQueriesBlocked: refused, Drops: c.Drops,
+	}, ok
 }
 
 // heartbeat is the same in the words of the control client.
 func (d *daemon) heartbeat(id string) (controlclient.Stats, bool) {
-	c, ok := d.read(id)
-	return controlclient.Stats{PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped}, ok
+	c, ok := d.counters(id)
+	return controlclient.Stats{
+		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsBlocked,
+		DNSQueriesAllowed: c.DNSQueriesAllowed, DNSQueriesBlocked: c.DNSQueriesBlocked,
+	}, ok
+}
+
+func (d *daemon) nameservers(id string) (address string, servers []string) {
+	for _, addr := range d.kernel.Nameservers(id) {
+		servers = append(servers, addr.String())
+	}
+	return d.kernel.DNSAddress(id), servers
+}
+
+func (d *daemon) learned(id string) []localapi.Learned {
+	var list []localapi.Learned
+	for _, l := range d.kernel.Learned(id) {
+		list = append(list, localapi.Learned{Addr: l.Addr, Names: l.Names, Ports: l.Ports, Remaining: l.Remaining})
+	}
+	return list
 }
 
 // read logs what is no reason to fail a whole list or heartbeat.

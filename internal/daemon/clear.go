@@ -11,6 +11,7 @@ import (
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/intercept"
 )
 
 // stateFile is below run_dir.
@@ -28,6 +29,9 @@ func Clear(c *config.Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, held.Close()) }()
 	if err := datapath.RemoveAll(c.BPFDir); err != nil {
+		return fmt.Errorf("detach all: %w", err)
+	}
+	if err := intercept.Remove(); err != nil {
 		return fmt.Errorf("detach all: %w", err)
 	}
 	path := filepath.Join(c.RunDir, stateFile)

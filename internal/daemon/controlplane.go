@@ -7,8 +7,6 @@ import (
 	"errors"
 	"log/slog"
 
-	"github.com/google/uuid"
-
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
@@ -44,7 +42,6 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 		opts.Dial = dialRemote(c.ControlPlane.URL.Address, kernel)
 	}
 	opts.Address = c.ControlPlane.URL.String()
-	opts.InstanceID = uuid.NewString()
 	opts.Metadata = c.Metadata
 	opts.AckTimeout = c.ControlPlane.SubscribeAckTimeout
 	opts.MaxCommandBytes = maxCommandBytes

@@ -16,9 +16,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/localapi"
 	"github.com/netfence/netfence/internal/reconciler"
 	"github.com/netfence/netfence/internal/state"
@@ -39,6 +42,8 @@ type daemon struct {
 	kernel   *datapath.Datapath
 	store    *state.Store
 	watcher  *target.Watcher
+	hub      *events.Hub
+	dns      dns
 
 	control    *controlPlane
 	reconciler *reconciler.Reconciler
@@ -51,7 +56,7 @@ func Run(ctx context.Context, c *config.Config, version string, logTo io.Writer)
 	for _, warning := range c.Warnings {
 		log.Warn("configuration", "warning", warning)
 	}
-	d := &daemon{config: c, log: log}
+	d := &daemon{config: c, log: log, hub: events.NewHub(c.Events.Rate)}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
 		return fmt.Errorf("start: %w", err)
@@ -86,8 +91,14 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	d.kernel, err = datapath.Open(datapath.Config{
 		Dir: d.config.BPFDir, MaxFlows: uint64(d.config.Limits.Flows), Log: d.log,
+		MaxLearned: d.config.Limits.Learned, MaxNames: d.config.Limits.Names, Grace: d.config.DNS.Grace,
+		MaxFlowTCP: d.config.DNS.MaxFlowTCP, MaxFlowOther: d.config.DNS.MaxFlowOther,
+		Events: d.hub.Publish, EventRate: d.config.Events.Rate,
 	})
 	if err != nil {
+		return err
+	}
+	if err = d.openDNS(); err != nil {
 		return err
 	}
 	d.watcher, err = target.NewWatcher(d.log)
@@ -116,27 +127,35 @@ func (d *daemon) assemble(version string) error {
 			return err
 		}
 	}
+	instance := uuid.NewString()
 	hostname, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}
 	d.control, err = newControlPlane(d.config, controlclient.Options{
-		Store: d.store, DaemonID: id, Hostname: hostname, Counters: d.heartbeat,
+		Store: d.store, DaemonID: id, InstanceID: instance, Hostname: hostname, Counters: d.heartbeat, DNSAddress: d.kernel.DNSAddress,
 	}, d.kernel, d.log)
 	if err != nil {
 		return err
 	}
-	d.reconciler = reconciler.New(d.store, d.kernel, reconciler.Options{
+	if err := d.newDNSServer(); err != nil {
+		return err
+	}
+	d.reconciler = reconciler.New(d.store, filter{d.kernel, d.dns.server}, reconciler.Options{
 		Permanent: func(err error) bool { return errors.Is(err, datapath.ErrFull) },
 		Vanished:  func(err error) bool { return errors.Is(err, datapath.ErrVanished) },
 		Log:       d.log,
 	})
 	d.api = localapi.New(localapi.Options{
-		Store: d.store, Subscriber: d.control, Resolver: resolver{}, Counters: d.counters, Log: d.log,
+		Store: d.store, Subscriber: d.control, Resolver: resolver{}, Counters: d.counters, DNS: d.nameservers, Learned: d.learned,
+		Events: d.hub, InstanceID: instance, Log: d.log,
 		Status: func() localapi.Status {
 			s := localapi.Status{Version: version, DaemonID: id, Hostname: hostname}
 			d.control.report(&s)
 			d.reportOrphans(&s)
+			if d.dns.failed != nil {
+				s.Problems = append(s.Problems, d.dns.failed.Error())
+			}
 			return s
 		},
 		DetachOrphans: d.reconciler.DetachOrphans,
@@ -150,6 +169,7 @@ func (d *daemon) stages() []stage {
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},
+		{"dns", d.serveDNS},
 	}
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})
@@ -198,9 +218,11 @@ func (d *daemon) close() error {
 	if d.watcher != nil {
 		errs = append(errs, d.watcher.Close())
 	}
+	errs = append(errs, d.dns.close())
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.Close())
 	}
+	d.hub.Close() // after who publishes
 	if d.store != nil {
 		errs = append(errs, d.store.Close())
 	}
