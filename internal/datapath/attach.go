@@ -76,6 +76,9 @@ func (d *Datapath) reserve(id string, record bpfAttachment) (*attachment, error)
 // attach makes a closed filter. Everything that a packet looks up stands before
 // the first link; the links are published, by a rename, when all are pinned.
 func (d *Datapath) attach(a *attachment, id string, t target.Target) error {
+	if err := d.nesting.enter(a, t); err != nil {
+		return err
+	}
 	if err := d.enter(a); err != nil {
 		return err
 	}
@@ -211,6 +214,9 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	if !sameTarget(a.record, record) {
 		return fmt.Errorf("attachment %s: %s %s is not what it was attached to: %w", id, t.Type, t.Name, ErrVanished)
 	}
+	if err := d.nesting.enter(a, t); err != nil {
+		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+	}
 	dir := d.pins.attached(id)
 	hooks := d.hooks(a.record)
 	lost, err := missing(hooks, dir)
@@ -275,6 +281,7 @@ func (d *Datapath) abandon(a *attachment, id string) error {
 	if a.slot != nil {
 		d.slots.release(a.slot)
 	}
+	d.nesting.leave(a)
 	a.gone = true
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -100,6 +100,8 @@ type Datapath struct {
 	free     []uint32 // indices, the next one last
 	listener DNSListener
 
+	nesting nesting
+
 	// byIndex finds an attachment without mu; entries change with known.
 	byIndex []atomic.Pointer[attachment]
 	limits  learningLimits
@@ -120,6 +122,9 @@ type attachment struct {
 	word   uint64
 	slot   *slot // nil: no rules
 	gone   bool  // detached while somebody waited for mu
+
+	around []uint64 // ids of the cgroups that this one is in, the nearest first; under nesting.mu
+	placed bool     // around is known; under nesting.mu
 
 	// member is what Replace has put in force; nil: nothing since Open or Attach,
 	// or the attachment is being detached. Written with mu held.

@@ -134,6 +134,7 @@ func (d *Datapath) adopt() error {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
 		d.known[id] = a
+		d.nesting.adopt(a)
 		d.byIndex[index].Store(a)
 		if s := wordSlot(a.word); s != 0 {
 			inUse[s]++

@@ -151,6 +151,20 @@ func cgroupID(path string) (uint64, error) {
 	return binary.NativeEndian.Uint64(handle.Bytes()), nil
 }
 
+// CgroupsAround returns the ids of the cgroups that a cgroup is in, the nearest
+// first, without the root. They stay what they are for as long as t exists.
+func CgroupsAround(t Target) ([]uint64, error) {
+	var ids []uint64
+	for level, path := t.Level-1, filepath.Dir(t.Name); level > 0; level, path = level-1, filepath.Dir(path) {
+		id, err := cgroupID(path)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup %s: %w", path, err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
 // ResolvePID finds the cgroup v2 directory that the process is in now. The
 // process may leave it, the target stays the cgroup. Errors are as for
 // ResolveCgroup.
