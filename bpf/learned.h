@@ -43,11 +43,13 @@ static __always_inline int matches(__u8 match, __u16 first, __u16 last, const st
  * name_holds is true for a name that the policy in force justifies. learned is
  * when it was learned last.
  */
-static __always_inline int name_holds(__u64 word, __u32 incarnation, __u32 id, __u64 *learned)
+__attribute__((noinline)) int name_holds(__u64 word, __u32 incarnation, __u32 id, __u64 *learned)
 {
 	struct name_key key = { .incarnation = incarnation, .id = id };
 	int attempt;
 
+	if (!learned)
+		return 0;
 	for (attempt = 0; attempt < ATTEMPTS; attempt++) {
 		const struct name *name = bpf_map_lookup_elem(&nf_names, &key);
 		__u32 cut;
@@ -68,6 +70,20 @@ static __always_inline int same_address(const struct address *a, const struct ad
 {
 	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
 	       a->word[3] == b->word[3];
+}
+
+/*
+ * granted is the name by which a grant opens p now, or 0. Like name_holds it is
+ * a function of its own, so that the verifier walks it once and not once for
+ * each way that leads to it: a program is loaded in half the time.
+ */
+__attribute__((noinline)) __u32 granted(const struct grant *grant, __u64 now,
+					const struct packet *p)
+{
+	if (!grant || !p || grant->deadline <= now ||
+	    !matches(grant->match, grant->first, grant->last, p))
+		return 0;
+	return grant->name;
 }
 
 struct recall {
@@ -94,11 +110,8 @@ static long recall_chunk(__u32 i, struct recall *recall)
 		if (!learning->now)
 			learning->now = bpf_ktime_get_boot_ns();
 		for (place = 0; place < GRANTS_PER_CHUNK; place++) {
-			const struct grant *grant = &learned->grants[place];
-
-			if (grant->deadline > learning->now &&
-			    matches(grant->match, grant->first, grant->last, recall->packet))
-				open[place] = grant->name;
+			open[place] =
+				granted(&learned->grants[place], learning->now, recall->packet);
 		}
 		barrier();
 		if (learned->key.incarnation != recall->key.incarnation ||
