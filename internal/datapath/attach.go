@@ -28,6 +28,9 @@ func (d *Datapath) Attach(id string, t target.Target) error {
 	if err != nil {
 		return err
 	}
+	if d.only == Cgroups && isInterface(record) {
+		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, errOnlyCgroups)
+	}
 	if a := d.lock(id); a != nil {
 		defer a.mu.Unlock()
 		return d.reattach(a, id, t, record)
@@ -51,7 +54,7 @@ func (d *Datapath) reserve(id string, record bpfAttachment) (*attachment, error)
 		return nil, fmt.Errorf("attachment %s: being attached by somebody else", id)
 	}
 	if len(d.free) == 0 {
-		return nil, fmt.Errorf("%w: %d attachments", ErrFull, maxAttachments-1)
+		return nil, fmt.Errorf("%w: %d attachments", ErrFull, d.bpf.NfAttachments.MaxEntries()-1)
 	}
 	var last uint64
 	if err := d.bpf.NfMeta.Lookup(uint32(0), &last); err != nil {

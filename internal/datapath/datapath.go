@@ -49,6 +49,8 @@ var (
 	ErrNotAttached = errors.New("not attached")
 	// ErrVanished says that the target is no longer what was attached.
 	ErrVanished = errors.New("target has vanished")
+
+	errOnlyCgroups = errors.New("not an interface: opened for cgroups only")
 )
 
 // Config says where the pins are, and the limits. Zero is the default of each.
@@ -71,6 +73,12 @@ type Config struct {
 	Events func(events.Event)
 	// EventRate bounds the events a second of an attachment; 0: events.DefaultRate.
 	EventRate int
+
+	// Only leaves out what the targets of other kinds need, which takes less time.
+	Only Only
+	// MaxAttachments bounds the attachments, and with them the memory and the time
+	// that the maps take; 0: as many as there can be. What is pinned has its size.
+	MaxAttachments int
 }
 
 // learningLimits are those of Config, with the defaults in place.
@@ -91,6 +99,7 @@ type Datapath struct {
 	pins pins
 	log  *slog.Logger
 	bpf  bpfObjects
+	only Only
 
 	witness *witness // nil: nobody is told of events
 

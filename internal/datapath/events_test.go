@@ -269,7 +269,8 @@ func TestEventsOfAnEndedAttachmentAreNobodys(t *testing.T) {
 	if d.known[again].index != index {
 		t.Fatalf("index %d, want %d again", d.known[again].index, index)
 	}
-	if s := d.witness.source(was); s != nil {
+	w := &witness{d: d, known: make(map[uint32]*source)}
+	if s := w.source(was); s != nil {
 		t.Errorf("the ended attachment is %+v", s)
 	}
 	run(t, d.bpf.NfOutL2, tg, udp4("10.9.9.9", 9))

@@ -10,10 +10,12 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
@@ -36,7 +38,7 @@ func Open(cfg Config) (*Datapath, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Datapath{
-		pins: p, log: cfg.Log, limits: cfg.learningLimits(),
+		pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
 		known: make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
 	}
 	if err := d.load(cfg); err != nil {
@@ -64,6 +66,11 @@ func Open(cfg Config) (*Datapath, error) {
 }
 
 func (d *Datapath) load(cfg Config) error {
+	// The types of the kernel take a while to read; whoever needs them gets the error.
+	kernel := btf.NewCache()
+	var reading sync.WaitGroup
+	reading.Go(func() { _, _ = kernel.Kernel() })
+	defer reading.Wait()
 	spec, err := loadBpf()
 	if err != nil {
 		return err
@@ -86,7 +93,8 @@ func (d *Datapath) load(cfg Config) error {
 			return fmt.Errorf("%s: %w", limit.key, err)
 		}
 	}
-	err = spec.LoadAndAssign(&d.bpf, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins.maps()}})
+	cfg.shrink(spec)
+	err = cfg.assign(&d.bpf, spec, d.pins.maps(), kernel)
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
 		return fmt.Errorf("load programs: %w (the pins in %s are of another build; end its attachments with `netfenced detach --all`)", err, d.pins.base())
@@ -188,6 +196,9 @@ func (h hook) update(dir string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if h.program == nil {
+		return errors.Join(errOnlyCgroups, l.Close())
 	}
 	err = l.Update(h.program)
 	if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {

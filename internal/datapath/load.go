@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"runtime"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sync/errgroup"
+)
+
+// Only narrows what can be attached.
+type Only uint8
+
+// What a Datapath is opened for.
+const (
+	Everything Only = iota
+	Cgroups         // interfaces are refused: their programs are not loaded
+)
+
+// Of a Datapath for few attachments. Slots are more than attachments because
+// each that a policy leaves cools before it is used again.
+const (
+	fewSlots = 1024
+	fewBytes = 1 << 16 // of the ring of events
+	// fewEntries is how many entries for one attachment a map has that bounds what each
+	// attachment has in it some other way. A limit that is configured higher makes it more.
+	fewEntries = 16384
+)
+
+// shrink gives the maps room for MaxAttachments instead of as many as there can be.
+func (cfg Config) shrink(spec *ebpf.CollectionSpec) {
+	if cfg.MaxAttachments <= 0 {
+		return
+	}
+	n := min(uint32(cfg.MaxAttachments), maxAttachments-1)
+	each := max(fewEntries, 2*uint32(cfg.MaxFlows), 2*uint32(cfg.MaxLearned), 2*uint32(cfg.MaxNames))
+	for _, m := range spec.Maps {
+		switch {
+		case m.MaxEntries == maxAttachments:
+			m.MaxEntries = n + 1
+		case m.MaxEntries == maxAttachments*maxReasons:
+			m.MaxEntries = (n + 1) * maxReasons
+		case m.MaxEntries == uint32(bpfLimitMAX_SLOTS):
+			m.MaxEntries = fewSlots
+		case m.Type == ebpf.RingBuf:
+			m.MaxEntries = min(m.MaxEntries, fewBytes)
+		case m.Type == ebpf.Hash:
+			m.MaxEntries = uint32(min(uint64(m.MaxEntries), uint64(n)*uint64(each)))
+		}
+	}
+}
+
+// assign loads maps and programs into objects. Most of it is the verifier's time,
+// so the programs are loaded side by side, the largest first.
+func (cfg Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath string, kernel *btf.Cache) (err error) {
+	shared, err := ebpf.NewCollectionWithOptions(
+		&ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder},
+		ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pinPath}, Cache: kernel},
+	)
+	if err != nil {
+		return err
+	}
+	defer shared.Close() // what is not assigned
+
+	fields := programFields(&objects.bpfPrograms)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, objects.bpfPrograms.Close())
+		}
+	}()
+	names := slices.SortedFunc(maps.Keys(fields), func(a, b string) int {
+		return cmp.Compare(len(spec.Programs[b].Instructions), len(spec.Programs[a].Instructions))
+	})
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, name := range names {
+		program := spec.Programs[name]
+		if cfg.Only == Cgroups && program.Type == ebpf.SchedCLS {
+			continue
+		}
+		g.Go(func() error {
+			one, err := ebpf.NewCollectionWithOptions(
+				&ebpf.CollectionSpec{
+					Maps: spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: program}, Types: spec.Types, ByteOrder: spec.ByteOrder,
+				},
+				ebpf.CollectionOptions{MapReplacements: shared.Maps, Cache: kernel},
+			)
+			if err != nil {
+				return fmt.Errorf("program %s: %w", name, err)
+			}
+			defer one.Close() // the maps are copies
+			*fields[name] = one.Programs[name]
+			delete(one.Programs, name)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return errors.Join(shared.Assign(&objects.bpfMaps), shared.Assign(&objects.bpfVariables))
+}
+
+// programFields finds the fields of p by the names of the programs.
+func programFields(p *bpfPrograms) map[string]**ebpf.Program {
+	fields := make(map[string]**ebpf.Program)
+	v := reflect.ValueOf(p).Elem()
+	for i := range v.NumField() {
+		if field, ok := v.Field(i).Addr().Interface().(**ebpf.Program); ok {
+			fields[v.Type().Field(i).Tag.Get("ebpf")] = field
+		}
+	}
+	return fields
+}
