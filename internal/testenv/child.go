@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -61,12 +63,14 @@ func callFunc(name string) int {
 }
 
 // Start starts cmd in the network namespace ns and in the cgroup cg, in both from
-// its first instruction; either may be nil, which leaves the caller's. The process
+// its first instruction; either may be nil, which leaves the suite's. The process
 // is killed when the test ends, if it still runs, and with the suite. The caller
 // may Wait for cmd.
 func Start(t TB, cmd *exec.Cmd, ns *NS, cg *Cgroup) {
 	t.Helper()
-	if err := start(cmd, ns, cg); err != nil {
+	var err error
+	onStarter(func() { err = start(cmd, ns, cg) })
+	if err != nil {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() {
@@ -80,7 +84,30 @@ func Start(t TB, cmd *exec.Cmd, ns *NS, cg *Cgroup) {
 	})
 }
 
-// start is Start without a test that ends the process.
+// starter is a thread that never ends. A process gets its parent-death signal when
+// the thread ends that started it, and threads do end: those that had to change
+// their mount namespace, and any thread may come to that.
+var starter = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range work {
+			f()
+		}
+	}()
+	return work
+})
+
+func onStarter(f func()) {
+	done := make(chan struct{})
+	starter() <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
+// start is Start on the thread at hand, without a test that ends the process.
 func start(cmd *exec.Cmd, ns *NS, cg *Cgroup) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
