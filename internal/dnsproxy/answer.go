@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,7 +103,9 @@ func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.
 	if whom := fmt.Sprint(servers); known.servers != whom {
 		m, wire, failed := s.exchange(ctx, servers, request{
 			Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
-			do:       q.do(), cd: q.msg.CheckingDisabled, ad: q.msg.AuthenticatedData,
+			do:       q.do(), ad: q.msg.AuthenticatedData,
+			// What opens the filter is checked whether or not the client wants it.
+			cd: q.msg.CheckingDisabled && len(r.voices) == 0,
 		})
 		if failed != nil {
 			return nil, failed
@@ -128,7 +131,7 @@ func (r *ruling) cloaked(f *filtered) (by int, why string) {
 		}
 		for _, name := range f.aliases {
 			if d := v.Names.Decide(name); d.Action != policy.Allow {
-				return i, reason(d) + ", of which it is an alias"
+				return i, v.reasonAgainst(name, d) + ", of which it is an alias"
 			}
 		}
 	}
@@ -168,7 +171,7 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 	what := ""
 	if len(f.removed) > 0 {
 		what = fmt.Sprintf("removed %s from the answer: private, reserved or the host's own (a rule that allows the address, or private: true on the name's, lets it through)", f.removed[0])
-		extras = append(extras, extra{dns.ExtendedErrorCodeBlocked, "netfence " + what})
+		extras = slices.Insert(extras, 0, extra{dns.ExtendedErrorCodeBlocked, "netfence " + what})
 		if len(f.addrs) == 0 && len(reply.Ns) == 0 {
 			reply.Ns = []dns.RR{q.soa()} // so that it is not asked again at once
 		}
@@ -185,7 +188,6 @@ func (s *Server) unlearned(q *query, r *ruling, err error) []byte {
 		kind, text = "learned_limit", "limit of learned addresses reached"
 	}
 	s.incident(id, kind, fmt.Sprintf("%s: %v", q.name, err))
-	s.Log.Debug("learn addresses", "attachment", id, "err", err)
 	s.tell(q, id, false, text+colon(err.Error()), nil)
 	return q.fail(extra{dns.ExtendedErrorCodeOther, text})
 }

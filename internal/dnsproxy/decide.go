@@ -3,6 +3,7 @@
 package dnsproxy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -80,7 +81,7 @@ func (s *Server) decide(ctx context.Context, q *query, chain []datapath.Member) 
 		}
 		d := v.Names.Decide(q.Name)
 		if d.Action != policy.Allow {
-			return r.say(refused, i, reason(d))
+			return r.say(refused, i, v.reasonAgainst(q.name, d))
 		}
 		v.reason, v.ruled = d.Reason, len(d.Rules) > 0
 		v.grant, v.learns = v.Names.Grant(d)
@@ -107,12 +108,12 @@ func (r *ruling) say(o outcome, by int, why string) *ruling {
 	return r
 }
 
-// reason says why a name is refused, in words for whoever sees the answer.
-func reason(d policy.NameDecision) string {
-	if len(d.Rules) == 0 && d.Name != "" {
-		return "no rule allows " + d.Name
+// reasonAgainst says why name is refused, in words for whoever sees the answer.
+func (v *voice) reasonAgainst(name string, d policy.NameDecision) string {
+	if v.Names.Closed || len(d.Rules) > 0 || d.Name != name {
+		return d.Reason
 	}
-	return d.Reason
+	return "no rule allows " + cmp.Or(name, ".")
 }
 
 // askRemote has a control plane decide. Addresses that two of them give are

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type kernel struct {
 	mu      sync.Mutex
 	chains  map[uint32][]datapath.Member
-	refuse  func([]datapath.Lesson) error // nil: takes everything
+	refuse  func() error // nil: takes everything
 	lessons []datapath.Lesson
 	learned map[netip.Addr]bool
 }
@@ -41,12 +41,15 @@ func (k *kernel) Chain(index uint32) []datapath.Member {
 
 func (k *kernel) Learn(lessons []datapath.Lesson) error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.refuse != nil {
-		if err := k.refuse(lessons); err != nil {
+	refuse := k.refuse
+	k.mu.Unlock()
+	if refuse != nil {
+		if err := refuse(); err != nil {
 			return err
 		}
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.lessons = append(k.lessons, lessons...)
 	for _, l := range lessons {
 		for _, a := range l.Addrs {
@@ -76,6 +79,12 @@ func (k *kernel) set(t testing.TB, index uint32, policies ...policy.Policy) {
 		k.chains = map[uint32][]datapath.Member{}
 	}
 	k.chains[index] = chain
+}
+
+func (k *kernel) refusing(refuse func() error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.refuse = refuse
 }
 
 func (k *kernel) taught() []datapath.Lesson {

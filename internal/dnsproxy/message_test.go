@@ -187,7 +187,13 @@ func TestFlags(t *testing.T) {
 	}, allowlist("*"))
 	for _, do := range []bool{false, true} {
 		for _, ad := range []bool{false, true} {
-			q := questionFor("A.Example", dns.TypeA)
+			w.kernel.set(t, index, without)
+			q := questionFor("a.example", dns.TypeA)
+			if q.CheckingDisabled = do; w.handle(context.Background(), packed(t, q), Peer{Index: index}, false) == nil || sent.cd != do {
+				t.Errorf("without a filter sent %+v", sent)
+			}
+			w.kernel.set(t, index, allowlist("*"))
+			q = questionFor("A.Example", dns.TypeA)
 			q.CheckingDisabled, q.AuthenticatedData = true, ad
 			q.IsEdns0().SetDo(do)
 			q.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"}}
@@ -195,7 +201,7 @@ func TestFlags(t *testing.T) {
 			if err := m.Unpack(w.handle(context.Background(), packed(t, q), Peer{Index: index}, false)); err != nil {
 				t.Fatal(err)
 			}
-			if !sent.cd || sent.ad != ad || sent.do != do || sent.Name != "a.example." {
+			if sent.cd || sent.ad != ad || sent.do != do || sent.Name != "a.example." {
 				t.Errorf("sent %+v", sent)
 			}
 			records := 1

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -68,7 +69,7 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx) {
+			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err) {
 				return fmt.Errorf("read dns queries: %v", err)
 			}
 			continue
@@ -158,9 +159,12 @@ type backoff struct{ failures int }
 
 func (b *backoff) reset() { b.failures = 0 }
 
-func (b *backoff) wait(ctx context.Context) bool {
+func (b *backoff) wait(ctx context.Context, log *slog.Logger, err error) bool {
 	if b.failures++; b.failures > 20 {
 		return false
+	}
+	if b.failures == 1 {
+		log.Warn("dns socket fails, trying again", "err", err)
 	}
 	t := time.NewTimer(min(time.Second, time.Millisecond<<b.failures))
 	defer t.Stop()

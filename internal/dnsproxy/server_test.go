@@ -83,7 +83,7 @@ func TestNotLearned(t *testing.T) {
 	} {
 		up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
 		w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
-		w.kernel.refuse = func([]datapath.Lesson) error { return tt.err }
+		w.kernel.refusing(func() error { return tt.err })
 		for range 2 {
 			m := w.ask(t, "a.example", dns.TypeA)
 			if _, text := explained(m); m.Rcode != dns.RcodeServerFailure || len(m.Answer) != 0 || text != tt.text {
@@ -113,17 +113,16 @@ func TestNotLearned(t *testing.T) {
 func TestStale(t *testing.T) {
 	up := resolve(t, records(t, "$ 60 IN HTTPS 1 . ipv4hint=192.0.2.1,10.0.0.1"))
 	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
-	tries := 0
+	var tries atomic.Int32
 	change := func(p policy.Policy) {
-		w.kernel.refuse = func([]datapath.Lesson) error {
-			if tries++; tries > 1 {
+		tries.Store(0)
+		w.kernel.refusing(func() error {
+			if tries.Add(1) > 1 {
 				return nil
 			}
-			w.kernel.mu.Unlock()
-			defer w.kernel.mu.Lock()
 			w.kernel.set(t, index, p)
 			return fmt.Errorf("attachment a: %w", datapath.ErrStale)
-		}
+		})
 	}
 	private := allowlist("a.example")
 	private.DNS.Allow[0].Private = true
@@ -134,14 +133,13 @@ func TestStale(t *testing.T) {
 	if taught := w.kernel.taught(); len(taught) != 1 || !taught[0].Grant.Private || len(up.queries()) != 1 {
 		t.Errorf("taught %+v after %d queries", taught, len(up.queries()))
 	}
-	tries = 0
 	change(denylist("a.example"))
-	if m := w.ask(t, "a.example", dns.TypeHTTPS); m.Rcode != dns.RcodeNameError || tries != 1 {
+	if m := w.ask(t, "a.example", dns.TypeHTTPS); m.Rcode != dns.RcodeNameError || tries.Load() != 1 {
 		t.Errorf("after a deny rule: %v", m)
 	}
 
 	w.kernel.set(t, index, allowlist("*"))
-	w.kernel.refuse = func([]datapath.Lesson) error { return datapath.ErrStale }
+	w.kernel.refusing(func() error { return datapath.ErrStale })
 	m := w.ask(t, "b.example", dns.TypeHTTPS)
 	if _, text := explained(m); m.Rcode != dns.RcodeServerFailure || text != "the policy kept changing" {
 		t.Errorf("always stale: %v", m)

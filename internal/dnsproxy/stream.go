@@ -37,7 +37,7 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx) {
+			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err) {
 				return fmt.Errorf("accept dns connections: %v", err)
 			}
 			continue
