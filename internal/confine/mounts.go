@@ -103,7 +103,7 @@ func (m mountPoint) confine() error {
 	switch {
 	case m.fstype == "cgroup2", m.fstype == "proc", hidden:
 		return m.remove()
-	case readOnlyTypes[m.fstype] != "":
+	case readOnlyTypes[m.fstype] != "", within(m.point, "/sys"):
 		flags := unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | m.flags
 		if err := unix.Mount("", m.point, "", flags, ""); err != nil && !gone(err) {
 			return fmt.Errorf("make %s read-only: %w", m.point, err)
