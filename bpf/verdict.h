@@ -25,16 +25,17 @@
 #define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
 #define ICMPV6_MLD2_REPORT 143
 
+/* Without branches, as same_address is. */
 static __always_inline int is_ipv4(const struct address *a)
 {
-	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+	return !(a->word[0] | a->word[1] | (a->word[2] ^ bpf_htonl(0xffff)));
 }
 
 static __always_inline int is_loopback(const struct address *a)
 {
 	if (is_ipv4(a))
 		return (a->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return !a->word[0] && !a->word[1] && !a->word[2] && a->word[3] == bpf_htonl(1);
+	return !(a->word[0] | a->word[1] | a->word[2] | (a->word[3] ^ bpf_htonl(1)));
 }
 
 static __always_inline int is_unspecified(const struct address *a)
@@ -57,7 +58,7 @@ static __always_inline int is_multicast(const struct address *a)
  */
 static __always_inline int embedded_ipv4(const struct address *a, struct address *inner)
 {
-	if (a->word[0] == bpf_htonl(0x0064ff9b) && !a->word[1] && !a->word[2]) {
+	if (!((a->word[0] ^ bpf_htonl(0x0064ff9b)) | a->word[1] | a->word[2])) {
 		set_ipv4(inner, a->word[3]);
 		return 1;
 	}
@@ -66,7 +67,7 @@ static __always_inline int embedded_ipv4(const struct address *a, struct address
 			 bpf_htonl(bpf_ntohl(a->word[0]) << 16 | bpf_ntohl(a->word[1]) >> 16));
 		return 1;
 	}
-	if (!a->word[0] && !a->word[1] && !a->word[2] && bpf_ntohl(a->word[3]) > 1) {
+	if (!(a->word[0] | a->word[1] | a->word[2]) && bpf_ntohl(a->word[3]) > 1) {
 		set_ipv4(inner, a->word[3]);
 		return 1;
 	}
