@@ -12,10 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +40,10 @@ type Lookup struct {
 	Name   string
 	IPv6   bool // asks for AAAA, else A
 	TCP    bool
+	// What only dig can: another type ("HTTPS"), another port than 53, and from where.
+	Type string
+	Port uint16
+	From netip.AddrPort
 	// Wait is how long the resolver waits for its answer, in whole seconds; 0 means Patience. It asks once.
 	Wait time.Duration
 }
@@ -76,14 +80,14 @@ func Resolve(t TB, ns *NS, cg *Cgroup, l Lookup) (Answer, error) {
 	if l.Wait == 0 {
 		l.Wait = Patience
 	}
-	cmd, err := l.command()
+	command, err := l.command()
 	if err != nil {
 		return Answer{}, err
 	}
 	// A program that opens a connection waits longer for that than for answers.
 	ctx, cancel := context.WithTimeout(t.Context(), l.Wait+Patience)
 	defer cancel()
-	said, err := runWithResolvConf(ctx, cmd, l.resolvConf(), ns, cg)
+	said, err := runWithResolvConf(ctx, command, l.resolvConf(), ns, cg)
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() < 0 && ctx.Err() == nil) {
 		return Answer{}, fmt.Errorf("%s: %w", l, err)
@@ -111,7 +115,7 @@ func (l Lookup) resolvConf() string {
 	return "nameserver " + l.Server + "\n" + options + "\n"
 }
 
-func (l Lookup) command() (*exec.Cmd, error) {
+func (l Lookup) command() ([]string, error) {
 	family, qtype := "4", "A"
 	if l.IPv6 {
 		family, qtype = "6", "AAAA"
@@ -119,17 +123,26 @@ func (l Lookup) command() (*exec.Cmd, error) {
 	switch l.By {
 	case Glibc, Musl:
 		program, err := getaddrinfo(l.By)
-		return exec.Command(program, family, l.Name), err
+		return []string{program, family, l.Name}, err
 	case GoResolver:
-		return goLookup.Command(family, l.Name), nil
+		return []string{string(GoResolver), family, l.Name}, nil
 	case Dig:
-		args := []string{"@" + l.Server, l.Name, qtype, "+tries=1", "+time=" + l.seconds()}
+		args := []string{"dig", "@" + l.Server, l.Name, qtype, "+tries=1", "+time=" + l.seconds()}
+		if l.Type != "" {
+			args[3] = l.Type
+		}
 		if l.TCP {
 			args = append(args, "+tcp")
 		}
-		return exec.Command("dig", args...), nil
+		if l.Port != 0 {
+			args = append(args, "-p", strconv.Itoa(int(l.Port)))
+		}
+		if l.From.IsValid() {
+			args = append(args, "-b", fmt.Sprintf("%s#%d", l.From.Addr(), l.From.Port()))
+		}
+		return args, nil
 	case Nslookup:
-		return exec.Command("busybox", "nslookup", "-type="+qtype, l.Name, l.Server), nil
+		return []string{"busybox", "nslookup", "-type=" + qtype, l.Name, l.Server}, nil
 	}
 	return nil, fmt.Errorf("unknown resolver %q", l.By)
 }
@@ -170,11 +183,29 @@ func (l Lookup) parse(said string) Answer {
 	return a
 }
 
-// goLookup asks by Go's own resolver and says what getaddrinfo.c says.
-var goLookup = NewFunc("go-lookup", func(args []string) error {
+// inResolvConf runs a command with the file as its /etc/resolv.conf: it is started in a mount namespace of its own.
+// Without a command it asks by Go's own resolver. It is a process rather than a thread of this one, because threads have
+// no way back out of a mount namespace, and one that ends takes along what it ever started.
+var inResolvConf = NewFunc("in-resolv-conf", func(args []string) error {
+	conf, command := args[0], args[1:]
+	if err := unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s on /etc/resolv.conf: %w", conf, err)
+	}
+	if command[0] == string(GoResolver) {
+		return goLookup(command[1], command[2])
+	}
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return err
+	}
+	return &os.PathError{Op: "exec", Path: path, Err: unix.Exec(path, command, os.Environ())}
+})
+
+// goLookup says what getaddrinfo.c says.
+func goLookup(family, name string) error {
 	resolver := net.Resolver{PreferGo: true}
 	// Rooted, or Go asks for the name below the machine's own domain as well.
-	addrs, err := resolver.LookupNetIP(context.Background(), "ip"+args[0], args[1]+".")
+	addrs, err := resolver.LookupNetIP(context.Background(), "ip"+family, name+".")
 	var failed *net.DNSError
 	switch {
 	case errors.As(err, &failed) && failed.IsNotFound:
@@ -186,11 +217,10 @@ var goLookup = NewFunc("go-lookup", func(args []string) error {
 		fmt.Println(addr.Unmap())
 	}
 	return nil
-})
+}
 
-// runWithResolvConf runs a command to its end and returns what it said. Its /etc/resolv.conf, in a mount namespace of
-// its own, holds text.
-func runWithResolvConf(ctx context.Context, cmd *exec.Cmd, text string, ns *NS, cg *Cgroup) (string, error) {
+// runWithResolvConf runs a command to its end and returns what it said. Its /etc/resolv.conf holds text.
+func runWithResolvConf(ctx context.Context, command []string, text string, ns *NS, cg *Cgroup) (string, error) {
 	dir, err := os.MkdirTemp("", "netfence-resolv-")
 	if err != nil {
 		return "", err
@@ -201,38 +231,17 @@ func runWithResolvConf(ctx context.Context, cmd *exec.Cmd, text string, ns *NS, 
 		return "", err
 	}
 	var said bytes.Buffer
+	cmd := inResolvConf.Command(append([]string{conf}, command...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // private, then
 	cmd.Stdout, cmd.Stderr = &said, &said
-	ended := make(chan error, 1)
-	go func() {
-		// The thread ends with this goroutine, for there is no way back out of a mount namespace; not before the
-		// process, which would be told of its parent's death.
-		runtime.LockOSThread()
-		ended <- func() error {
-			if err := mountResolvConf(conf); err != nil {
-				return err
-			}
-			if err := start(cmd, ns, cg); err != nil {
-				return err
-			}
-			stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-			defer stop()
-			return cmd.Wait()
-		}()
-	}()
-	err = <-ended
+	if err := start(cmd, ns, cg); err != nil {
+		return "", err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
+	err = cmd.Wait()
+	if text, ok := strings.CutPrefix(said.String(), inResolvConf.name+": "); ok {
+		return "", errors.New(text) // the command was not run
+	}
 	return said.String(), err
-}
-
-// mountResolvConf gives the thread a mount namespace in which conf is /etc/resolv.conf.
-func mountResolvConf(conf string) error {
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("new mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount %s on /etc/resolv.conf: %w", conf, err)
-	}
-	return nil
 }
