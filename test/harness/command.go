@@ -77,6 +77,9 @@ type Attachment struct {
 	Metadata       map[string]string `json:"metadata"`
 	PacketsAllowed uint64            `json:"packets_allowed"`
 	PacketsBlocked uint64            `json:"packets_blocked"`
+	DNSAddress     string            `json:"dns_address"`
+	DNSAllowed     uint64            `json:"dns_queries_allowed"`
+	DNSBlocked     uint64            `json:"dns_queries_blocked"`
 }
 
 // List is `netfenced list --all`.
@@ -97,8 +100,15 @@ type Shown struct {
 		Revision string `json:"revision"`
 	} `json:"applied"`
 	Drops     map[string]uint64 `json:"drops"`
+	Learned   []Learned         `json:"learned"`
 	LastError string            `json:"last_error"`
 	Pending   bool              `json:"pending"`
+}
+
+// Learned is an address that names have taught.
+type Learned struct {
+	Address string   `json:"address"`
+	Names   []string `json:"names"`
 }
 
 // Show is `netfenced policy show`: what is in force.
