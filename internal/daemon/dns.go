@@ -74,10 +74,10 @@ func upstreams(c config.DNS) func() ([]netip.AddrPort, error) {
 }
 
 // hostAddrs are the addresses of the daemon's network namespace.
-func hostAddrs() []netip.Addr {
+func hostAddrs() ([]netip.Addr, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	addrs := make([]netip.Addr, 0, len(all))
 	for _, a := range all {
@@ -85,7 +85,7 @@ func hostAddrs() []netip.Addr {
 			addrs = append(addrs, prefix.Addr().Unmap())
 		}
 	}
-	return addrs
+	return addrs, nil
 }
 
 // serveDNS answers until ctx is done. What is learned holds, and expires, in the kernel.

@@ -41,9 +41,10 @@ func parsePrefixes(all ...string) []netip.Prefix {
 	return prefixes
 }
 
-// hostAddrs remembers the host's addresses for a second.
+// hostAddrs remembers the host's addresses for a second, and for longer if they
+// cannot be read, say for want of file descriptors.
 type hostAddrs struct {
-	read func() []netip.Addr
+	read func() ([]netip.Addr, error)
 	last atomic.Pointer[hostSnapshot]
 }
 
@@ -52,15 +53,22 @@ type hostSnapshot struct {
 	at    time.Time
 }
 
+// has is true of every address while none are known.
 func (h *hostAddrs) has(addr netip.Addr) bool {
 	now := time.Now()
 	seen := h.last.Load()
 	if seen == nil || now.Sub(seen.at) > time.Second {
-		seen = &hostSnapshot{at: now}
-		for _, a := range h.read() {
-			seen.addrs = append(seen.addrs, a.Unmap().WithZone(""))
+		addrs, err := h.read()
+		switch {
+		case err == nil:
+			seen = &hostSnapshot{at: now}
+			for _, a := range addrs {
+				seen.addrs = append(seen.addrs, a.Unmap().WithZone(""))
+			}
+			h.last.Store(seen)
+		case seen == nil:
+			return true
 		}
-		h.last.Store(seen)
 	}
 	return slices.Contains(seen.addrs, addr.Unmap())
 }

@@ -3,11 +3,14 @@
 package dnsproxy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -17,7 +20,9 @@ import (
 func TestSurprising(t *testing.T) {
 	s, err := New(Options{
 		Kernel: &kernel{}, Upstreams: func() ([]netip.AddrPort, error) { return nil, nil },
-		HostAddrs: func() []netip.Addr { return addrs("203.0.113.7", "::ffff:203.0.113.8", "2001:db8:1::7") },
+		HostAddrs: func() ([]netip.Addr, error) {
+			return addrs("203.0.113.7", "::ffff:203.0.113.8", "2001:db8:1::7"), nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -36,6 +41,33 @@ func TestSurprising(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHostAddrs holds that the guard stays closed while the host's addresses
+// cannot be read.
+func TestHostAddrs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fails error
+		h := hostAddrs{read: func() ([]netip.Addr, error) {
+			if fails != nil {
+				return nil, fails
+			}
+			return addrs("203.0.113.7"), nil
+		}}
+		other, own := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.7")
+		fails = errors.New("too many open files")
+		if !h.has(other) {
+			t.Error("unknown addresses pass")
+		}
+		fails = nil
+		for range 3 {
+			if h.has(other) || !h.has(own) {
+				t.Error("the host's address passes, or another does not")
+			}
+			fails = errors.New("too many open files")
+			<-time.After(time.Minute)
+		}
+	})
 }
 
 func TestGuard(t *testing.T) {

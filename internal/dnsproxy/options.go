@@ -37,8 +37,9 @@ type Options struct {
 	// AllowPrivateAnswers turns the private-answer guard off.
 	AllowPrivateAnswers bool
 	// HostAddrs returns the host's own addresses, for the guard. It is called
-	// at most once a second.
-	HostAddrs func() []netip.Addr
+	// at most once a second. While it fails, those of before count, and if there
+	// are none, every address is the host's.
+	HostAddrs func() ([]netip.Addr, error)
 
 	MaxQueries int // in flight for one attachment; 256
 	MaxTotal   int // in flight for all; 8192
@@ -82,7 +83,7 @@ func (o *Options) complete() error {
 	orDefault(&o.TryTimeout, time.Second)
 	orDefault(&o.IdleTimeout, 10*time.Second)
 	if o.HostAddrs == nil {
-		o.HostAddrs = func() []netip.Addr { return nil }
+		o.HostAddrs = func() ([]netip.Addr, error) { return nil, nil }
 	}
 	if o.Events == nil {
 		o.Events = func(events.Event) {}

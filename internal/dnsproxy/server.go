@@ -91,7 +91,9 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 	}
 }
 
-// gate counts what is under way, for each attachment and in all.
+// gate counts what is under way, for each attachment and in all. No attachment
+// is given more places than are left free: however many flood at once, others
+// find room as soon as the first of these are done.
 type gate struct {
 	each, all int
 
@@ -108,7 +110,7 @@ func (g *gate) enter(index uint32) bool {
 }
 
 func (g *gate) enterLocked(index uint32) bool {
-	if g.total >= g.all || g.by[index] >= g.each {
+	if g.by[index] >= min(g.each, g.all-g.total) {
 		return false
 	}
 	if g.by == nil {

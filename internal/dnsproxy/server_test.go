@@ -206,6 +206,41 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestShares holds that however many attachments take what they can get, there
+// is soon room for another.
+func TestShares(t *testing.T) {
+	const floods = 200
+	g := gate{each: 256, all: 8192}
+	held := make([]int, floods)
+	for round := range 300 { // each has an answer, and asks as often as it can
+		for i := range held {
+			if held[i] > 0 {
+				g.leave(uint32(i))
+				held[i]--
+			}
+			for g.enter(uint32(i)) {
+				held[i]++
+			}
+			if held[i] > 256 || g.total > 8192 {
+				t.Fatalf("%d places of one, %d of all", held[i], g.total)
+			}
+		}
+		if round >= 256 && !g.enter(floods) {
+			t.Fatalf("no room in round %d", round)
+		} else if round >= 256 {
+			g.leave(floods)
+		}
+	}
+	for i, n := range held {
+		for range n {
+			g.leave(uint32(i))
+		}
+	}
+	if g.total != 0 || len(g.by) != 0 {
+		t.Errorf("%d places are taken by %v", g.total, g.by)
+	}
+}
+
 func dial(t testing.TB, network, addr string) net.Conn {
 	t.Helper()
 	c, err := net.Dial(network, addr)

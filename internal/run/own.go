@@ -145,10 +145,10 @@ func sinceBoot() time.Duration {
 }
 
 // hostAddrs are the host's own addresses. Without them the guard still has the private ranges.
-func hostAddrs() []netip.Addr {
+func hostAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var addrs []netip.Addr
 	for _, a := range list {
@@ -156,5 +156,5 @@ func hostAddrs() []netip.Addr {
 			addrs = append(addrs, prefix.Addr())
 		}
 	}
-	return addrs
+	return addrs, nil
 }
