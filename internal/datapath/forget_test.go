@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/netfence/netfence/policy"
+)
+
+func TestChainIsWhatReplacePutInForce(t *testing.T) {
+	dir := pinDir(t)
+	d, err := Open(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := attachOnly(t, d, vethTarget(t, "v0"))
+	index, _ := d.Index(id)
+	none := func(what string, d *Datapath, index uint32) {
+		t.Helper()
+		if chain := d.Chain(index); chain != nil {
+			t.Errorf("%s: %v", what, chain)
+		}
+	}
+	none("nobody", d, 0)
+	none("out of range", d, maxAttachments)
+	none("attached", d, index)
+	replace(t, d, id, domains(domain("a.example")))
+	if m := member(t, d, id); m.ID != id || m.Index != index || m.Names.Decide("a.example").Action != policy.Allow {
+		t.Errorf("%+v", m)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = open(t, dir)
+	none("adopted", d, index)
+	replace(t, d, id, domains(domain("a.example"))) // as it was
+	member(t, d, id)
+	if err := d.Detach(id); err != nil {
+		t.Fatal(err)
+	}
+	none("detached", d, index)
+}
+
+func TestLearnRefusesWhatIsStale(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id, other := attachOnly(t, d, tg), attach(t, d, vethTarget(t, "v1"))
+	p := domains(domain("a.example"), domain("b.example"))
+	replace(t, d, id, p)
+	replace(t, d, other, p)
+	stale := func(what string, l Lesson) {
+		t.Helper()
+		fresh := lesson(t, d, other, "a.example", time.Minute, "203.0.113.1")
+		if err := d.Learn([]Lesson{fresh, l}); !errors.Is(err, ErrStale) {
+			t.Errorf("%s: %v", what, err)
+		}
+		for incarnation := range uint32(5) {
+			if names, grants := lessonsOf(t, d, incarnation); names+grants != 0 {
+				t.Errorf("%s: incarnation %d learned %d names and %d grants", what, incarnation, names, grants)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		what string
+		next *policy.Policy
+	}{
+		{"the same policy again", p},
+		{"fewer names, the word as it was", domains(domain("b.example"))},
+		{"more names, the word as it was", domains(domain("b.example"), domain("c.example"))},
+		{"another word", &policy.Policy{Mode: policy.ModeDenylist, DNS: p.DNS}},
+	} {
+		l := lesson(t, d, id, "b.example", time.Minute, "203.0.113.1")
+		replace(t, d, id, tt.next)
+		stale(tt.what, l)
+	}
+	l := lesson(t, d, id, "b.example", time.Minute, "203.0.113.1")
+	index := l.Member.Index
+	if err := d.Detach(id); err != nil {
+		t.Fatal(err)
+	}
+	stale("detached", l)
+	id = attach(t, d, tg)
+	if again, _ := d.Index(id); again != index {
+		t.Fatalf("index %d, want %d again", again, index)
+	}
+	stale("another life of the index", l)
+	replace(t, d, id, p)
+	stale("another life of the index, with a policy", l)
+}
+
+func TestRecycledIndexInheritsNothing(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attachOnly(t, d, tg)
+	p := domains(domain("a.example"))
+	replace(t, d, id, p)
+	learn(t, d, id, "a.example", time.Hour, server)
+	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
+	verdict(t, d, tg, "learned", ack, passed)
+	incarnation := d.known[id].record.Incarnation
+	if err := d.Detach(id); err != nil {
+		t.Fatal(err)
+	}
+	if names, grants := lessonsOf(t, d, incarnation); names+grants != 0 {
+		t.Errorf("%d names and %d grants are left", names, grants)
+	}
+	id = attach(t, d, tg)
+	replace(t, d, id, p)
+	verdict(t, d, tg, "the next life", ack, dropped)
+	if list := d.Learned(id); list != nil {
+		t.Errorf("learned %v", list)
+	}
+}
+
+func TestReplaceCutsWhatItGrantsNoMore(t *testing.T) {
+	https := ports(443, 443, policy.TCP)
+	base := domains(domain("*.example"), domain("web.test", https))
+	proxy := &policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Mode: policy.DNSProxy}}
+	for _, tt := range []struct {
+		name string
+		next *policy.Policy
+		left []string // names
+	}{
+		{"as it was", base, []string{"a.example", "b.example", "web.test"}},
+		{"rules more", domains(domain("*.example"), domain("web.test", https), domain("other.test")), []string{"a.example", "b.example", "web.test"}},
+		{"another rule for a name", domains(domain("*.example"), domain("a.example"), domain("web.test", https)), []string{"a.example", "b.example", "web.test"}},
+		{"a rule less", domains(domain("web.test", https)), []string{"web.test"}},
+		{"one name denied", func() *policy.Policy {
+			p := domains(domain("*.example"), domain("web.test", https))
+			p.DNS.Deny = []policy.DomainRule{domain("a.example")}
+			return p
+		}(), []string{"b.example", "web.test"}},
+		{"other ports", domains(domain("*.example"), domain("web.test", ports(80, 80, policy.TCP))), []string{"a.example", "b.example"}},
+		{"no ports any more", domains(domain("*.example"), domain("web.test")), []string{"a.example", "b.example"}},
+		{"dns disabled", &policy.Policy{Mode: policy.ModeAllowlist}, nil},
+		{"proxy", proxy, nil},
+		{"block-all", policy.BlockAll(), nil},
+		{"denylist of addresses", &policy.Policy{Mode: policy.ModeDenylist, DNS: base.DNS}, []string{"a.example", "b.example", "web.test"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := open(t, pinDir(t))
+			tg := vethTarget(t, "v0")
+			id := attach(t, d, tg)
+			replace(t, d, id, base)
+			addrs := map[string]string{"a.example": "203.0.113.1", "b.example": "203.0.113.2", "web.test": "203.0.113.3"}
+			for name, addr := range addrs {
+				learn(t, d, id, name, time.Hour, addr)
+			}
+			before := d.known[id].word
+			replace(t, d, id, tt.next)
+			for name, addr := range addrs {
+				want := uint32(dropped)
+				if slices.Contains(tt.left, name) || tt.next.Mode == policy.ModeDenylist {
+					want = passed
+				}
+				verdict(t, d, tg, name, tcp4(addr, 443), want)
+			}
+			if names, _ := lessonsOf(t, d, d.known[id].record.Incarnation); names != len(tt.left) {
+				t.Errorf("%d names in the kernel, want %v", names, tt.left)
+			}
+			if same := d.known[id].word == before; same && len(tt.left) < 3 {
+				t.Error("names were cut without a new word")
+			} else if !same && len(tt.left) == 3 && tt.next.Mode == policy.ModeAllowlist {
+				t.Error("a new word, and nothing was cut")
+			}
+			replace(t, d, id, base)
+			for name, addr := range addrs {
+				want := uint32(dropped)
+				if slices.Contains(tt.left, name) {
+					want = passed
+				}
+				verdict(t, d, tg, name+", and back", tcp4(addr, 443), want)
+			}
+		})
+	}
+}
+
+func TestProxyNamesOutliveOnlyProxyMode(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	proxy := &policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Mode: policy.DNSProxy}}
+	replace(t, d, id, proxy)
+	l := Lesson{Member: member(t, d, id), Name: "a.example", Grant: policy.Grant{Proxy: true}, Addrs: []netip.Addr{netip.MustParseAddr(server)}, TTL: time.Hour}
+	if err := d.Learn([]Lesson{l}); err != nil {
+		t.Fatal(err)
+	}
+	more := *proxy
+	more.Allow = []policy.Rule{rule("192.0.2.0/24")}
+	replace(t, d, id, &more)
+	verdict(t, d, tg, "still proxy", tcp4(server, 443), passed)
+	replace(t, d, id, domains(domain("a.example")))
+	verdict(t, d, tg, "a rule for the same name", tcp4(server, 443), dropped)
+}
+
+// Two policies take turns: one allows the address by a rule and cuts its name, the
+// other allows it by name alone. No packet may fall between them. A second address
+// is allowed by a name of either, learned anew each time.
+func TestCutAndRulesChangeInOneStep(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	byName := domains(domain("a.example"))
+	byRule := domains(domain("b.example"))
+	byRule.Allow = []policy.Rule{rule(server + "/32")}
+	// The control: denied by the rules of the one, cut in the other.
+	byRule.Deny = []policy.Rule{rule("203.0.113.66/32")}
+	withName, withRule := compile(t, byName), compile(t, byRule)
+
+	var drops, leaks atomic.Uint64
+	stop := make(chan struct{})
+	var senders sync.WaitGroup
+	start := func(packet []byte, count *atomic.Uint64, wrong uint32) {
+		for len(packet) < 64 {
+			packet = append(packet, 0)
+		}
+		senders.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if run(t, d.bpf.NfOutL2, tg, packet) == wrong {
+						count.Add(1)
+					}
+				}
+			}
+		})
+	}
+	if err := d.Replace(id, withName); err != nil {
+		t.Fatal(err)
+	}
+	learn(t, d, id, "a.example", time.Hour, server)
+	start(tcp4(server, 443), &drops, dropped)
+	for range 30 {
+		if err := d.Replace(id, withRule); err != nil { // cuts a.example
+			t.Fatal(err)
+		}
+		// The way back: the name must be known before the rule goes.
+		both := *byRule
+		both.DNS = byName.DNS
+		replace(t, d, id, &both)
+		learn(t, d, id, "a.example", time.Hour, server)
+		if err := d.Replace(id, withName); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	senders.Wait()
+	if n := drops.Load(); n != 0 {
+		t.Errorf("%d packets were dropped that both policies allow", n)
+	}
+
+	// And the reverse: learned under one policy, denied by rule in it; the name is
+	// cut by the policy that has no such rule.
+	stop = make(chan struct{})
+	denied := domains(domain("a.example"))
+	denied.Deny = []policy.Rule{rule("203.0.113.66/32")}
+	replace(t, d, id, denied)
+	learn(t, d, id, "a.example", time.Hour, "203.0.113.66")
+	start(tcp4("203.0.113.66", 443), &leaks, passed)
+	for range 30 {
+		replace(t, d, id, domains(domain("b.example")))
+		replace(t, d, id, denied)
+		learn(t, d, id, "a.example", time.Hour, "203.0.113.66")
+	}
+	close(stop)
+	senders.Wait()
+	if n := leaks.Load(); n != 0 {
+		t.Errorf("%d packets passed that neither policy allows", n)
+	}
+}
+
+// holds is all that an attachment has learned, to compare: deadlines, names, ports.
+func (m *memory) holds() string {
+	var b strings.Builder
+	for _, id := range slices.Sorted(maps.Keys(m.names)) {
+		fmt.Fprintf(&b, "%d %+v\n", id, m.names[id])
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(m.addrs), netip.Addr.Compare) {
+		fmt.Fprintf(&b, "%s %+v\n", addr, m.addrs[addr])
+	}
+	return b.String()
+}
+
+func TestOpenAdoptsWhatWasLearned(t *testing.T) {
+	dir := pinDir(t)
+	d, err := Open(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg := vethTarget(t, "v0")
+	id := attachOnly(t, d, tg)
+	p := domains(domain("*.example"), domain("web.test", ports(443, 443, policy.TCP), ports(80, 81, 0)))
+	replace(t, d, id, p)
+	for i := range 30 {
+		learn(t, d, id, fmt.Sprintf("n%d.example", i), time.Hour, server, fmt.Sprintf("2001:db8::%d", i+1))
+	}
+	learn(t, d, id, "web.test", time.Hour, server, "203.0.113.2")
+	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
+	verdict(t, d, tg, "before", ack, passed)
+	want, last := d.known[id].memory.holds(), d.known[id].memory.last
+	stranger := bpfNameKey{Incarnation: 999, Id: 1}
+	if err := d.bpf.NfNames.Put(&stranger, kernelName(999, 1, knownName{})); err != nil {
+		t.Fatal(err)
+	}
+	foreign := bpfLearnedKey{Incarnation: 999}
+	if err := d.bpf.NfLearned.Put(&foreign, kernelChunk(foreign, [grantsPerChunk]grant{{deadline: 1 << 62, name: 1}})); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	d = open(t, dir)
+	a := d.known[id]
+	if got := a.memory.holds(); got != want || a.memory.last != last {
+		t.Errorf("adopted %s, last %d; want %s, %d", got, a.memory.last, want, last)
+	}
+	if names, grants := lessonsOf(t, d, 999); names+grants != 0 {
+		t.Errorf("%d names and %d grants of nobody", names, grants)
+	}
+	verdict(t, d, tg, "adopted", ack, passed)
+	replace(t, d, id, p)
+	if got := a.memory.holds(); got != want {
+		t.Errorf("the same policy changed %s into %s", want, got)
+	}
+	learn(t, d, id, "fresh.example", time.Hour, server)
+	verdict(t, d, tg, "adopted, and learned more", ack, passed)
+	if err := d.Detach(id); err != nil {
+		t.Error(err)
+	}
+}
+
+// agrees compares the memory with what the kernel holds, and looks for grants without a name.
+func agrees(t *testing.T, d *Datapath, a *attachment) {
+	t.Helper()
+	c := new(memory).change(a.record.Incarnation)
+	err := eachEntry(d.bpf.NfNames, func(key *bpfNameKey, k *bpfName) error {
+		if key.Incarnation == a.record.Incarnation {
+			c.names[key.Id] = nameFromKernel(k)
+		}
+		return nil
+	})
+	err = errors.Join(err, eachEntry(d.bpf.NfLearned, func(key *bpfLearnedKey, chunk *bpfLearned) error {
+		if key.Incarnation == a.record.Incarnation {
+			c.place(key, chunk)
+		}
+		return nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.commit()
+	if got, want := a.memory.holds(), c.memory.holds(); got != want {
+		t.Errorf("remembered %s, the kernel holds %s", got, want)
+	}
+	for addr, gs := range a.memory.addrs {
+		for _, g := range gs {
+			if _, ok := a.memory.names[g.name]; !ok && g != (grant{}) {
+				t.Errorf("%s: %+v without a name", addr, g)
+			}
+		}
+	}
+}
+
+// A crash after any write of Learn or Replace leaves what Open makes sense of:
+// memory and kernel agree, every grant has its name, and what the policy in force
+// granted goes on until another is.
+func TestOpenAfterACrashInBetween(t *testing.T) {
+	base, next := domains(domain("a.example"), domain("b.example")), domains(domain("b.example"), domain("c.example"))
+	const of, shared = server, "203.0.113.2" // a.example's, and both names'
+	for name, steps := range map[string]func(t *testing.T, d *Datapath, a *attachment, id string) (do []func() error, flip int){
+		"learn": func(t *testing.T, d *Datapath, a *attachment, id string) (do []func() error, flip int) {
+			c := a.memory.change(a.record.Incarnation)
+			for _, l := range []Lesson{
+				lesson(t, d, id, "b.example", 2*time.Hour, "203.0.113.3", shared),
+				lesson(t, d, id, "a.example", 2*time.Hour, of, "203.0.113.4"),
+			} {
+				if err := c.teach(l, bootTime(t), d.limits); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, e := range c.edits(&d.bpf.bpfMaps) {
+				do = append(do, e.do)
+			}
+			return do, len(do) + 1
+		},
+		"replace": func(t *testing.T, d *Datapath, a *attachment, _ string) (do []func() error, flip int) {
+			for _, e := range a.recut(compile(t, next).Names).edits(&d.bpf.bpfMaps) {
+				do = append(do, e.do)
+			}
+			do = append(do, func() error { return d.put(a, a.word&wordPolicyMask) })
+			flip = len(do)
+			purged := a.memory.change(a.record.Incarnation)
+			for id, n := range a.memory.names {
+				if n.text == "a.example" {
+					purged.forget([]uint32{id}, func(grant) bool { return false })
+				}
+			}
+			for _, e := range purged.edits(&d.bpf.bpfMaps) {
+				do = append(do, e.do)
+			}
+			return do, flip
+		},
+	} {
+		for n, total := 0, 1; n <= total; n++ {
+			for _, then := range []*policy.Policy{base, next} {
+				t.Run(fmt.Sprintf("%s, %d steps, then %v", name, n, then.DNS.Allow[0].Domain), func(t *testing.T) {
+					dir := pinDir(t)
+					d, err := Open(Config{Dir: dir})
+					if err != nil {
+						t.Fatal(err)
+					}
+					tg := vethTarget(t, "v0")
+					id := attachOnly(t, d, tg)
+					replace(t, d, id, base)
+					learn(t, d, id, "a.example", time.Hour, of, shared)
+					learn(t, d, id, "b.example", time.Hour, shared)
+					ack := toServer(protoTCP, tcp(4000, 443, flagACK))
+					verdict(t, d, tg, "before", ack, passed)
+					do, flip := steps(t, d, d.known[id], id)
+					total = len(do)
+					for _, step := range do[:n] {
+						if err := step(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if err := d.Close(); err != nil {
+						t.Fatal(err)
+					}
+
+					d = open(t, dir)
+					a := d.known[id]
+					agrees(t, d, a)
+					granted := uint32(passed)
+					if n >= flip {
+						granted = dropped
+					}
+					verdict(t, d, tg, "adopted", tcp4(of, 80), granted)
+					verdict(t, d, tg, "adopted, flow", ack, granted)
+					verdict(t, d, tg, "adopted, shared", tcp4(shared, 80), passed)
+					replace(t, d, id, then)
+					agrees(t, d, a)
+					if then == next {
+						granted = dropped
+					}
+					verdict(t, d, tg, "replaced", tcp4(of, 80), granted)
+					verdict(t, d, tg, "replaced, flow", ack, granted)
+					verdict(t, d, tg, "replaced, shared", tcp4(shared, 80), passed)
+					if err := d.Detach(id); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// Without room for all of it the kernel keeps nothing.
+func TestLearnUndoesWhatItCouldNotFinish(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	replace(t, d, id, domains(domain("a.example"), domain("b.example")))
+	learn(t, d, id, "a.example", time.Minute, server)
+	a := d.known[id]
+	c := a.memory.change(a.record.Incarnation)
+	if err := c.teach(lesson(t, d, id, "b.example", time.Hour, server, "203.0.113.2"), bootTime(t), d.limits); err != nil {
+		t.Fatal(err)
+	}
+	closed, err := d.bpf.NfNames.Clone()
+	if err := errors.Join(err, closed.Close()); err != nil {
+		t.Fatal(err)
+	}
+	failing := edit{m: closed, key: &bpfNameKey{}, after: &bpfName{}}
+	if err := apply(append(c.edits(&d.bpf.bpfMaps), failing)); err == nil {
+		t.Fatal("wrote to a closed map")
+	}
+	agrees(t, d, a)
+	verdict(t, d, tg, "learned before", udp4(server, 9), passed)
+	verdict(t, d, tg, "undone", udp4("203.0.113.2", 9), dropped)
+}
