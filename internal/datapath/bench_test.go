@@ -86,10 +86,16 @@ func BenchmarkPacket(b *testing.B) {
 	}
 	defer nothing.Close()
 
-	packets := func(p *ebpf.Program, want uint32, packet []byte, c *policy.Compiled) func() time.Duration {
+	names := manyRules(1000)
+	names.DNS = policy.DNS{Mode: policy.DNSAllowlist, Allow: []policy.DomainRule{domain("a.example")}}
+	byName := compile(b, names)
+	packets := func(p *ebpf.Program, want uint32, packet []byte, c *policy.Compiled, learned ...string) func() time.Duration {
 		return func() time.Duration {
 			if err := d.Replace(id, c); err != nil {
 				b.Fatal(err)
+			}
+			if len(learned) > 0 {
+				learn(b, d, id, "a.example", time.Hour, learned...)
 			}
 			verdict, took, err := p.Benchmark(append(packet, make([]byte, 64)...), 200_000, nil)
 			if err != nil || verdict != want {
@@ -111,6 +117,8 @@ func BenchmarkPacket(b *testing.B) {
 			{"allowed, 1,000 rules", packets(out, passed, udp4(to, 9), thousand)},
 			{"allowed, 100,000 rules", packets(out, passed, udp4(to, 9), many)},
 			{"dropped, counted, over the rate, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
+			{"learned, 1,000 rules", packets(out, passed, udp4(server, 9), byName, server)},
+			{"dropped, something else learned", packets(out, dropped, udp4("9.9.9.9", 9), byName, server)},
 			{"the other side, no flows", packets(d.bpf.NfInL2, passed, tcp4(to, 9)[:34], ten)},
 		})
 	}
@@ -147,6 +155,16 @@ func BenchmarkControl(b *testing.B) {
 			return timed(func() error { return d.Replace(id, c) })
 		}
 	}
+	learner := attach(b, d, cgroupTarget(b))
+	if err := d.Replace(learner, compile(b, domains(domain("*.example")))); err != nil {
+		b.Fatal(err)
+	}
+	round := 0
+	learning := func() time.Duration {
+		round++
+		l := lesson(b, d, learner, fmt.Sprintf("n%d.example", round), time.Minute, fmt.Sprintf("203.0.113.%d", round))
+		return timed(func() error { return d.Learn([]Lesson{l}) })
+	}
 	shared := compile(b, manyRules(1000))
 	if err := d.Replace(other, shared); err != nil {
 		b.Fatal(err)
@@ -159,6 +177,7 @@ func BenchmarkControl(b *testing.B) {
 				timed(func() error { return d.Replace(id, compile(b, policy.BlockAll())) })
 				return timed(func() error { return d.Replace(id, shared) })
 			}},
+			{"learn an address", learning},
 			{"replace 10 rules", replacing(10)},
 			{"replace 10,000 rules", replacing(10_000)},
 			{"replace 100,000 rules", replacing(100_000)},

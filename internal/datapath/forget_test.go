@@ -436,6 +436,13 @@ func TestOpenAfterACrashInBetween(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
+					granted := uint32(passed)
+					if n >= flip {
+						granted = dropped
+					}
+					verdict(t, d, tg, "stopped", tcp4(of, 80), granted)
+					verdict(t, d, tg, "stopped, flow", ack, granted)
+					verdict(t, d, tg, "stopped, shared", tcp4(shared, 80), passed)
 					if err := d.Close(); err != nil {
 						t.Fatal(err)
 					}
@@ -443,10 +450,6 @@ func TestOpenAfterACrashInBetween(t *testing.T) {
 					d = open(t, dir)
 					a := d.known[id]
 					agrees(t, d, a)
-					granted := uint32(passed)
-					if n >= flip {
-						granted = dropped
-					}
 					verdict(t, d, tg, "adopted", tcp4(of, 80), granted)
 					verdict(t, d, tg, "adopted, flow", ack, granted)
 					verdict(t, d, tg, "adopted, shared", tcp4(shared, 80), passed)
