@@ -40,6 +40,9 @@ type stats struct {
 	ID             string
 	PacketsAllowed uint64 `json:"packets_allowed,string"`
 	PacketsBlocked uint64 `json:"packets_blocked,string"`
+
+	DNSQueriesAllowed uint64 `json:"dns_queries_allowed,string"`
+	DNSQueriesBlocked uint64 `json:"dns_queries_blocked,string"`
 }
 
 type result struct {

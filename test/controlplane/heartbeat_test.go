@@ -5,6 +5,8 @@ package controlplane_test
 import (
 	"testing"
 	"time"
+
+	"github.com/netfence/netfence/internal/testenv"
 )
 
 // publishedHeartbeat is the interval where nobody asks for another.
@@ -32,7 +34,13 @@ func TestHeartbeat(t *testing.T) {
 			p.Send("%s", test.ack)
 			started := time.Now()
 
-			id := attach(t, d, p, `{"mode": "POLICY_MODE_ALLOWLIST", "allow_cidrs": [{"cidr": "198.51.100.0/24"}]}`, "--interface", w.Link)
+			testenv.ServeDNS(t, w.Outside, namesZone, upstream)
+			id := attach(t, d, p, `{"mode": "POLICY_MODE_ALLOWLIST", "allow_cidrs": [{"cidr": "198.51.100.0/24"}],
+				"dns": {"mode": "DNS_MODE_ALLOWLIST", "upstream_servers": ["`+upstream+`"], "allow_domains": [{"domain": "other.example"}]}}`,
+				"--interface", w.Link)
+			for _, name := range []string{"other.example", "one.example", "two.example"} {
+				testenv.MustResolve(t, w.Workload, nil, testenv.Lookup{By: testenv.Dig, Server: testenv.ForeignResolver4, Name: name})
+			}
 			passes(t, workload, "198.51.100.1")
 			blocked(t, workload, "203.0.113.1")
 			for {
@@ -41,7 +49,8 @@ func TestHeartbeat(t *testing.T) {
 					t.Fatalf("got %s, want a heartbeat", e.Text)
 				}
 				// One that was on its way before may say less.
-				if s := e.Heartbeat.Stats; len(s) == 1 && s[0].ID == id && s[0].PacketsAllowed > 0 && s[0].PacketsBlocked > 0 {
+				if s := e.Heartbeat.Stats; len(s) == 1 && s[0].ID == id && s[0].PacketsAllowed > 0 && s[0].PacketsBlocked > 0 &&
+					s[0].DNSQueriesAllowed == 1 && s[0].DNSQueriesBlocked == 2 {
 					break
 				}
 			}

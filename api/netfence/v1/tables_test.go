@@ -137,9 +137,9 @@ var addedMessages = map[string]string{
 	"Event": `Timestamp time 1, string id 2;
 		oneof event: DeniedFlow denied_flow 3, DnsDecision dns_decision 4, Incident incident 5`,
 	"DeniedFlow": `string address 1, uint32 port 2, uint32 ip_protocol 3, string reason 4, string rule 5,
-		repeated string names 6, bool audit 7`,
+		repeated string names 6, bool audit 7, string source_address 8, uint32 source_port 9, uint32 length 10`,
 	"DnsDecision": `string domain 1, string query_type 2, bool allowed 3, string rule 4, repeated string learned 5,
-		bool audit 6`,
+		bool audit 6, string reason 7`,
 	"Incident":        `string kind 1, string message 2`,
 	"WatchRequest":    `repeated string ids 1`,
 	"ExplainRequest":  `string id 1, string key 2, string destination 3, uint32 port 4, Protocol protocol 5`,
