@@ -62,18 +62,23 @@ func (e *LimitError) Error() string {
 func (e *LimitError) Unwrap() error { return ErrFull }
 
 // Chain returns the attachments that a query of the attachment at index
-// concerns, the innermost first. None: the index is nobody's, or no policy has
-// been put in force for it by this daemon.
+// concerns, the innermost first: a cgroup's and those of the cgroups around it.
+// None: the index is nobody's, or no policy has been put in force for one of them
+// by this daemon, or it has not been told yet where the cgroup is.
 func (d *Datapath) Chain(index uint32) []Member {
 	a := d.at(index)
 	if a == nil {
 		return nil
 	}
-	m := a.member.Load()
-	if m == nil {
-		return nil
+	var chain []Member
+	for _, around := range d.nesting.outward(a) {
+		m := around.member.Load()
+		if m == nil {
+			return nil
+		}
+		chain = append(chain, *m)
 	}
-	return []Member{*m}
+	return chain
 }
 
 // at is the attachment at an index, without a lock; nil: nobody.

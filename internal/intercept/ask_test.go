@@ -3,6 +3,7 @@
 package intercept_test
 
 import (
+	"bufio"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -25,7 +26,9 @@ import (
 type question struct {
 	Kind    string // udp, connected, tcp; with "-mapped": to IPv4 through an IPv6 socket
 	Servers []netip.AddrPort
+	Repeat  int            // with a new socket each; the first that is not answered tells
 	Bind    netip.AddrPort // the socket, first; none: not bound
+	Wait    bool           // for a line on stdin, after the first server; go on with the same connection
 }
 
 // outcome is what came of asking one server.
@@ -53,7 +56,11 @@ var asker = testenv.NewFunc("asker", func(args []string) error {
 	}
 	var all [][]outcome
 	for _, q := range questions {
-		all = append(all, q.ask())
+		outcomes := q.ask()
+		for i := 1; i < q.Repeat && outcomes[0].Call == ""; i++ {
+			outcomes = q.ask()
+		}
+		all = append(all, outcomes)
 	}
 	return json.NewEncoder(os.Stdout).Encode(all)
 })
@@ -85,23 +92,43 @@ func (q question) ask() []outcome {
 	var all []outcome
 	for i, server := range q.Servers {
 		text := fmt.Sprintf("question %d", i)
+		if q.Wait && i > 0 {
+			to := sockaddr(server, family)
+			if kind != "udp" {
+				to = nil
+			}
+			all = append(all, exchange(fd, kind, to, text))
+			continue
+		}
 		all = append(all, askOne(fd, kind, sockaddr(server, family), text))
+		if q.Wait && i == 0 {
+			fmt.Println()
+			if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+				return append(all, failed("wait", err))
+			}
+		}
 	}
 	return all
 }
 
-func askOne(fd int, kind string, server unix.Sockaddr, text string) (o outcome) {
-	if kind != "udp" {
-		if err := unix.Connect(fd, server); err != nil {
-			return failed("connect", err)
-		}
-		peer, err := unix.Getpeername(fd)
-		if err != nil {
-			return failed("getpeername", err)
-		}
-		o.Peer = addrPort(peer)
-		server = nil
+func askOne(fd int, kind string, server unix.Sockaddr, text string) outcome {
+	if kind == "udp" {
+		return exchange(fd, kind, server, text)
 	}
+	if err := unix.Connect(fd, server); err != nil {
+		return failed("connect", err)
+	}
+	peer, err := unix.Getpeername(fd)
+	if err != nil {
+		return failed("getpeername", err)
+	}
+	o := exchange(fd, kind, nil, text)
+	o.Peer = addrPort(peer)
+	return o
+}
+
+// exchange sends to a server, or where the socket is connected to.
+func exchange(fd int, kind string, server unix.Sockaddr, text string) (o outcome) {
 	message := []byte(text)
 	if kind == "tcp" {
 		message = append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...)
@@ -164,19 +191,41 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 // ask runs an asker in a namespace and a cgroup, either of which may be nil.
 func ask(t *testing.T, ns *testenv.NS, cg *testenv.Cgroup, questions ...question) [][]outcome {
 	t.Helper()
+	return askAround(t, ns, cg, nil, questions...)
+}
+
+// askAround calls between when the asker waits.
+func askAround(t *testing.T, ns *testenv.NS, cg *testenv.Cgroup, between func(), questions ...question) [][]outcome {
+	t.Helper()
 	text, err := json.Marshal(questions)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := asker.Command(string(text))
-	var out strings.Builder
-	cmd.Stdout = &out
-	testenv.Start(t, cmd, ns, cg)
-	if err := cmd.Wait(); err != nil {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Start(t, cmd, ns, cg)
+	out := bufio.NewReader(stdout)
+	if between != nil {
+		if _, err := out.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		between()
+		if _, err := fmt.Fprintln(stdin); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var all [][]outcome
-	if err := json.Unmarshal([]byte(out.String()), &all); err != nil {
+	if err := json.NewDecoder(out).Decode(&all); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	return all

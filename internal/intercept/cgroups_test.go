@@ -3,13 +3,18 @@
 package intercept_test
 
 import (
+	"encoding/binary"
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/intercept"
 	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/policy"
 )
 
 func TestCgroups(t *testing.T) {
@@ -46,4 +51,131 @@ func TestCgroups(t *testing.T) {
 		answered(t, index, asked, ask(t, nil, nil, asked...))
 	})
 	escaped(t, outside, nil, cg)
+}
+
+func TestCgroupCannotTakeTheListenersPlace(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	cg := testenv.NewCgroup(t)
+	d := open(t)
+	id, _ := attach(t, d, cgroupTarget(t, cg), everywhere())
+	front(t, intercept.OpenCgroups, d)
+	port := netip.MustParseAddrPort(d.DNSAddress(id)).Port()
+	to := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")}
+	to6 := []netip.AddrPort{netip.MustParseAddrPort("[::1]:9")}
+	var asked []question
+	for _, at := range []string{"127.0.0.1", "10.1.2.3", "0.0.0.0"} {
+		asked = append(asked, question{Kind: "udp", Servers: to, Bind: netip.AddrPortFrom(netip.MustParseAddr(at), port)})
+	}
+	for _, at := range []string{"127.128.0.1", "127.255.255.254", "127.136.0.1"} {
+		asked = append(asked, question{Kind: "tcp", Servers: to, Bind: netip.AddrPortFrom(netip.MustParseAddr(at), 9999)},
+			question{Kind: "udp-mapped", Servers: to, Bind: netip.AddrPortFrom(netip.MustParseAddr(at), 9999)})
+	}
+	for _, at := range []string{"fd4e:4644:4e53::1", "fd4e:4644:4e53:0:1::"} {
+		asked = append(asked, question{Kind: "udp", Servers: to6, Bind: netip.AddrPortFrom(netip.MustParseAddr(at), 9999)})
+	}
+	for i, outcomes := range ask(t, nil, cg, asked...) {
+		if o := outcomes[0]; o.Call != "bind: operation not permitted" {
+			t.Errorf("bind to %s: %+v", asked[i].Bind, o)
+		}
+	}
+}
+
+func TestCgroupInAnotherNamespace(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
+	cg := testenv.NewCgroup(t)
+	d := open(t)
+	attach(t, d, cgroupTarget(t, cg), everywhere())
+	outside := testenv.Observe(t, w.Outside, "eth0")
+	front(t, intercept.OpenCgroups, d)
+	asked := append(questions(plainKinds, []string{"198.51.100.9", "2001:db8:100::53"}), questions(mappedKinds, []string{"198.51.100.9"})...)
+	unanswered(t, asked, ask(t, w.Workload, cg, asked...), unix.EPERM)
+	escaped(t, outside, w.Workload, cg)
+}
+
+// Packets that no socket's connect or sendmsg has seen.
+func TestCgroupRawSockets(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
+	cg, other := testenv.NewCgroup(t), testenv.NewCgroup(t)
+	d := open(t)
+	id, _ := attach(t, d, cgroupTarget(t, cg), everywhere())
+	otherID, _ := attach(t, d, cgroupTarget(t, other), everywhere())
+	outside := testenv.Observe(t, w.Outside, "eth0")
+	front(t, intercept.OpenCgroups, d)
+	for _, to := range []netip.AddrPort{
+		port53("198.51.100.9"),
+		netip.MustParseAddrPort(d.DNSAddress(id)), netip.MustParseAddrPort(d.DNSAddress(otherID)),
+	} {
+		before, err := d.Counters(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := rawSender.Command(to.String())
+		testenv.Start(t, cmd, nil, cg)
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		after, err := d.Counters(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := after.Drops["dns"] - before.Drops["dns"]; n != 1 {
+			t.Errorf("raw packet to %s: %d dropped for dns, want 1", to, n)
+		}
+	}
+	escaped(t, outside, nil, cg)
+}
+
+// rawSender sends a UDP datagram that it has made itself.
+var rawSender = testenv.NewFunc("raw-sender", func(args []string) error {
+	to, err := netip.ParseAddrPort(args[0])
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	datagram := binary.BigEndian.AppendUint16(nil, 4000)
+	datagram = binary.BigEndian.AppendUint16(datagram, to.Port())
+	datagram = append(datagram, 0, 16, 0, 0)
+	datagram = append(datagram, "question"...)
+	err = unix.Sendto(fd, datagram, 0, &unix.SockaddrInet4{Addr: to.Addr().As4()})
+	if errors.Is(err, unix.EPERM) {
+		return nil // dropped, and told so
+	}
+	return err
+})
+
+// In block-all queries still come to the listener, which refuses them.
+func TestBlockAllIsAnswered(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
+	cg := testenv.NewCgroup(t)
+	d := open(t)
+	_, cgroup := attach(t, d, cgroupTarget(t, cg), policy.BlockAll())
+	_, device := attach(t, d, interfaceTarget(t, w.Link), policy.BlockAll())
+	front(t, intercept.OpenCgroups, d)
+	front(t, intercept.OpenInterfaces, d)
+	asked := questions(plainKinds, []string{"198.51.100.9", "2001:db8:100::53"})
+	answered(t, cgroup, asked, ask(t, nil, cg, asked...))
+	// Without neighbour discovery nothing of IPv6 finds the gateway, and ARP is dropped as well.
+	gateway, err := net.InterfaceByName(w.Link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Workload.Do(func() {
+		eth0, err := net.InterfaceByName("eth0")
+		for _, address := range []string{"10.77.0.1", "fd77::1"} {
+			err = errors.Join(err, netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: eth0.Index, IP: net.ParseIP(address), HardwareAddr: gateway.HardwareAddr, State: netlink.NUD_PERMANENT,
+			}))
+		}
+		if err != nil {
+			t.Errorf("neighbours: %v", err)
+		}
+	})
+	answered(t, device, asked, ask(t, w.Workload, nil, asked...))
 }

@@ -119,3 +119,69 @@ func TestInterfaceWithoutListener(t *testing.T) {
 		t.Errorf("drops %v, want some for dns", c.Drops)
 	}
 }
+
+// Two workloads may have the same address, and ask the same server from the same port.
+func TestInterfacesAreToldApart(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.TCX)
+	host := testenv.Self(t)
+	d := open(t)
+	var workloads []*testenv.NS
+	var indices []uint32
+	for _, name := range []string{"work0", "work1", "work2"} {
+		ns := testenv.NewNS(t)
+		testenv.Veth(t, testenv.End{NS: host, Name: name, Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64")}},
+			testenv.End{NS: ns, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.2/24"), netip.MustParsePrefix("fd77::2/64")}})
+		ns.Route(t, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr("10.77.0.1"), "eth0")
+		ns.Route(t, netip.MustParsePrefix("::/0"), netip.MustParseAddr("fd77::1"), "eth0")
+		_, index := attach(t, d, interfaceTarget(t, name), everywhere())
+		workloads, indices = append(workloads, ns), append(indices, index)
+	}
+	front(t, intercept.OpenInterfaces, d)
+	bound := func(addr string) netip.AddrPort { return netip.MustParseAddrPort(addr) }
+	var asked []question
+	for _, kind := range plainKinds {
+		asked = append(asked,
+			question{Kind: kind, Servers: []netip.AddrPort{port53("9.9.9.9")}, Bind: bound("10.77.0.2:5000")},
+			question{Kind: kind, Servers: []netip.AddrPort{port53("2620:fe::fe")}, Bind: bound("[fd77::2]:5000")})
+	}
+	// Each has asked, and holds its sockets, before the next one does.
+	var all [3][][]outcome
+	for i := range asked {
+		asked[i].Servers = append(asked[i].Servers, asked[i].Servers[0])
+		asked[i].Wait = true
+		all[0] = askAround(t, workloads[0], nil, func() {
+			all[1] = askAround(t, workloads[1], nil, func() {
+				one := asked[i]
+				one.Servers, one.Wait = one.Servers[:1], false
+				all[2] = ask(t, workloads[2], nil, one)
+			}, asked[i])
+		}, asked[i])
+		for n := range all {
+			for _, o := range all[n][0] {
+				if o.Answer.Index != indices[n] {
+					t.Errorf("%s %s: workload %d: %+v, want index %d", asked[i].Kind, asked[i].Servers[0], n, o, indices[n])
+				}
+			}
+		}
+	}
+}
+
+// A client that never asks twice from one port has far more flows than there is
+// room for; the oldest go, and none that waits for an answer.
+func TestManyQueries(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.TCX)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
+	d := open(t)
+	_, index := attach(t, d, interfaceTarget(t, w.Link), everywhere())
+	front(t, intercept.OpenInterfaces, d)
+	many := question{Kind: "udp", Servers: []netip.AddrPort{port53("9.9.9.9")}, Repeat: 5000}
+	connection := question{Kind: "tcp", Servers: []netip.AddrPort{port53("9.9.9.9"), port53("9.9.9.9")}, Wait: true}
+	all := askAround(t, w.Workload, nil, func() {
+		answered(t, index, []question{many}, ask(t, w.Workload, nil, many))
+	}, connection)
+	for _, o := range all[0] {
+		if o.Answer.Index != index {
+			t.Errorf("a connection beside them: %+v", o)
+		}
+	}
+}

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/intercept"
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/policy"
@@ -82,25 +81,30 @@ func explicit(address string) []question {
 	return all
 }
 
-// An attachment that has been intercepted for ends, and another takes its index.
+// A socket outlives the attachment that has turned it, and another attachment
+// takes the index that it was turned to.
 func TestRecycledIndex(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.Cgroup2)
 	cg := testenv.NewCgroup(t)
 	d := open(t)
 	front(t, intercept.OpenCgroups, d)
-	_, first := attach(t, d, cgroupTarget(t, cg), everywhere())
-	asked := questions([]string{"udp"}, []string{"9.9.9.9"})
-	answered(t, first, asked, ask(t, nil, cg, asked...))
-	for _, a := range d.Attachments() {
-		if err := d.Detach(a.ID); err != nil {
+	firstID, first := attach(t, d, cgroupTarget(t, cg), everywhere())
+	asked := question{Kind: "tcp", Servers: []netip.AddrPort{port53("9.9.9.9"), port53("9.9.9.9")}, Wait: true}
+	var second uint32
+	all := askAround(t, nil, cg, func() {
+		if err := d.Detach(firstID); err != nil {
 			t.Fatal(err)
 		}
-	}
-	_, second := attach(t, d, cgroupTarget(t, cg), everywhere())
+		_, second = attach(t, d, cgroupTarget(t, cg), everywhere())
+	}, asked)
 	if first != second {
 		t.Fatalf("index %d, then %d: not the case that this test is for", first, second)
 	}
-	answered(t, second, asked, ask(t, nil, cg, asked...))
+	if o := all[0][0]; o.Answer.Index != first {
+		t.Errorf("before: %+v", o)
+	}
+	// The connection is there, but its packets go nowhere.
+	if o := all[0][1]; o.Answer.Text != "" || o.Errno == 0 {
+		t.Errorf("after: %+v, want no answer", o)
+	}
 }
-
-var _ intercept.Kernel = (*datapath.Datapath)(nil)
