@@ -516,7 +516,8 @@ type DomainEntry struct {
 	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
 	// The rule is also about every name below domain. On a wildcard it says nothing more.
 	IncludeSubdomains bool `protobuf:"varint,2,opt,name=include_subdomains,json=includeSubdomains,proto3" json:"include_subdomains,omitempty"`
-	// Ports that the learned addresses of the name are good for; none: every protocol. Needs the feature "ports".
+	// Ports that the learned addresses of the name are good for; none: every protocol. Not on a name to deny. Needs the
+	// feature "ports".
 	Ports []*PortRange `protobuf:"bytes,100,rep,name=ports,proto3" json:"ports,omitempty"`
 	// Answers may be private addresses. Needs the feature "private".
 	Private       bool `protobuf:"varint,101,opt,name=private,proto3" json:"private,omitempty"`
@@ -589,7 +590,7 @@ type ZoneForward struct {
 	Zone string `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Resolvers, "192.0.2.53" or "192.0.2.53:5353"; asked in this order. Not with original.
 	To []string `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty"`
-	// Ask the resolver that the workload asked. Not with to.
+	// Ask the resolver that the workload asked. Not with to. Refused in this version.
 	Original      bool `protobuf:"varint,3,opt,name=original,proto3" json:"original,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
