@@ -62,24 +62,24 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		s.record(q, r, r.why+colon(r.detail))
 		return q.fail(extra{dns.ExtendedErrorCodeOther, r.why}), nil
 	case q.Qtype == dns.TypeANY:
-		s.note(q, chain, r, "answered as RFC 8482 has it", nil)
+		s.note(q, chain, r, "answered as RFC 8482 has it")
 		return q.minimalAny(), nil
 	case r.local:
-		s.note(q, chain, r, discovery+" is answered here", nil)
+		s.note(q, chain, r, discovery+" is answered here")
 		return q.negative(dns.RcodeSuccess), nil
 	}
 	m, failed := s.ask(ctx, q, r, chain, known)
 	if failed != nil {
-		s.note(q, chain, r, failed.text, nil)
+		s.note(q, chain, r, failed.text)
 		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
 	}
 	if len(r.voices) == 0 {
-		s.note(q, chain, r, "", nil)
+		s.note(q, chain, r, "")
 		return q.passOn(m), nil
 	}
 	f, err := filter(q, m, func(addr netip.Addr) bool { return s.permits(r, addr) })
 	if err != nil {
-		s.note(q, chain, r, err.Error(), nil)
+		s.note(q, chain, r, err.Error())
 		return q.fail(extra{dns.ExtendedErrorCodeInvalidData, err.Error()}), nil
 	}
 	if by, why := r.cloaked(f); why != "" {
@@ -144,8 +144,9 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 	life := min(max(time.Duration(f.ttl)*time.Second, s.MinTTL), s.MaxTTL)
 	var lessons []datapath.Lesson
 	for i := range r.voices {
-		if v := &r.voices[i]; v.learns && len(f.addrs) > 0 {
-			lessons = append(lessons, datapath.Lesson{Member: v.Member, Name: q.name, Grant: v.grant, Addrs: f.addrs, TTL: life})
+		v := &r.voices[i]
+		if v.learned = s.lesson(v, f.addrs); len(v.learned) > 0 {
+			lessons = append(lessons, datapath.Lesson{Member: v.Member, Name: q.name, Grant: v.grant, Addrs: v.learned, TTL: life})
 		}
 	}
 	if len(lessons) > 0 {
@@ -163,10 +164,6 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 	// what passes between the answer's way and the client's clock.
 	q.adopt(reply, seconds(life))
 
-	var learned []netip.Addr
-	if len(lessons) > 0 {
-		learned = f.addrs
-	}
 	extras := explanations(m)
 	what := ""
 	if len(f.removed) > 0 {
@@ -176,7 +173,7 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 			reply.Ns = []dns.RR{q.soa()} // so that it is not asked again at once
 		}
 	}
-	s.note(q, chain, r, what, learned)
+	s.note(q, chain, r, what)
 	return q.pack(reply, extras...), nil
 }
 
@@ -238,18 +235,14 @@ func explanations(m *dns.Msg) []extra {
 
 // note records an allowed query for everyone who was asked, or for the
 // innermost member where nobody filters.
-func (s *Server) note(q *query, chain []datapath.Member, r *ruling, what string, learned []netip.Addr) {
+func (s *Server) note(q *query, chain []datapath.Member, r *ruling, what string) {
 	if len(r.voices) == 0 {
 		s.tell(q, chain[0].ID, true, "dns mode disabled"+colon(what), nil)
 		return
 	}
 	for i := range r.voices {
 		v := &r.voices[i]
-		mine := learned
-		if !v.learns {
-			mine = nil
-		}
-		s.tell(q, v.ID, true, v.reason+colon(what), mine)
+		s.tell(q, v.ID, true, v.reason+colon(what), v.learned)
 	}
 }
 

@@ -49,6 +49,8 @@ type voice struct {
 	learns bool
 	ruled  bool // by a rule of its own, not for want of one
 	given  []netip.Addr
+
+	learned []netip.Addr // once the kernel holds them
 }
 
 // decide asks every member whose policy filters names; all must allow. Rules

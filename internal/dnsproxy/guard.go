@@ -79,17 +79,35 @@ func (s *Server) surprising(addr netip.Addr) bool {
 	return slices.ContainsFunc(guarded, func(p netip.Prefix) bool { return p.Contains(addr) }) || s.host.has(addr)
 }
 
-// permits reports whether an answer may hold addr. An address of a control
-// plane's own is its decision, as a rule for it would be.
+// permits reports whether an answer may hold addr: for every member.
 func (s *Server) permits(r *ruling, addr netip.Addr) bool {
 	if s.AllowPrivateAnswers || !s.surprising(addr) {
 		return true
 	}
 	for i := range r.voices {
-		v := &r.voices[i]
-		if !v.grant.Private && !v.Names.Covers(addr) && !slices.Contains(v.given, addr.Unmap()) {
+		if v := &r.voices[i]; !v.vouches(addr) && !v.Names.Covers(addr) {
 			return false
 		}
 	}
 	return true
+}
+
+// vouches reports whether the member's word for the name is meant for a
+// surprising address, too. An address of a control plane's own is its decision,
+// as a rule for it would be.
+func (v *voice) vouches(addr netip.Addr) bool {
+	return v.grant.Private || slices.Contains(v.given, addr.Unmap())
+}
+
+// lesson returns the addresses of an answer that a member learns. One that is
+// there because a static rule covers it is that rule's alone: it is open for the
+// rule's ports and as long as the rule stands, not for what the name's rule says.
+func (s *Server) lesson(v *voice, addrs []netip.Addr) []netip.Addr {
+	if !v.learns {
+		return nil
+	}
+	if s.AllowPrivateAnswers || v.grant.Private {
+		return addrs
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool { return s.surprising(addr) && !v.vouches(addr) })
 }

@@ -83,13 +83,15 @@ func TestGuard(t *testing.T) {
 		upstream []string
 		answer   []string
 		removed  string
+		learned  string // by each; "": all of the answer by all
 	}{
 		{name: "plain", policies: []policy.Policy{plain}, upstream: []string{"10.0.0.1"}, answer: []string{}, removed: "10.0.0.1"},
 		{name: "some", policies: []policy.Policy{plain}, upstream: []string{"192.0.2.1", "127.0.0.1", "169.254.169.254"}, answer: []string{"192.0.2.1"}, removed: "127.0.0.1"},
 		{name: "private", policies: []policy.Policy{private}, upstream: []string{"10.0.0.1", "127.0.0.1"}, answer: []string{"10.0.0.1", "127.0.0.1"}},
-		{name: "static rule", policies: []policy.Policy{static}, upstream: []string{"10.0.0.1", "10.0.1.1"}, answer: []string{"10.0.0.1"}, removed: "10.0.1.1"},
+		{name: "static rule", policies: []policy.Policy{static}, upstream: []string{"10.0.0.1", "10.0.1.1"}, answer: []string{"10.0.0.1"}, removed: "10.0.1.1", learned: "nobody"},
+		{name: "static rule and an address for all", policies: []policy.Policy{static}, upstream: []string{"10.0.0.1", "192.0.2.1"}, answer: []string{"10.0.0.1", "192.0.2.1"}, learned: "a[192.0.2.1]"},
 		{name: "configuration", options: Options{AllowPrivateAnswers: true}, policies: []policy.Policy{plain}, upstream: []string{"10.0.0.1"}, answer: []string{"10.0.0.1"}},
-		{name: "each in its way", policies: []policy.Policy{private, static}, upstream: []string{"10.0.0.1"}, answer: []string{"10.0.0.1"}},
+		{name: "each in its way", policies: []policy.Policy{private, static}, upstream: []string{"10.0.0.1"}, answer: []string{"10.0.0.1"}, learned: "a[10.0.0.1]"},
 		{name: "not all", policies: []policy.Policy{private, plain}, upstream: []string{"10.0.0.1"}, answer: []string{}, removed: "10.0.0.1"},
 		{name: "not all, but disabled", policies: []policy.Policy{private, without}, upstream: []string{"10.0.0.1"}, answer: []string{"10.0.0.1"}},
 		{name: "control plane's leave, upstream's address", options: Options{Remote: answers(RemoteAnswer{Allow: true, Learn: true})}, policies: []policy.Policy{byProxy}, upstream: []string{"10.0.0.1"}, answer: []string{}, removed: "10.0.0.1"},
@@ -117,10 +119,19 @@ func TestGuard(t *testing.T) {
 			if text != want {
 				t.Errorf("explained by %q", text)
 			}
+			learned := ""
 			for _, l := range w.kernel.taught() {
-				if !slices.Equal(l.Addrs, addrs(tt.answer...)) {
-					t.Errorf("learned %v", l.Addrs)
+				learned += l.Member.ID + fmt.Sprint(l.Addrs)
+			}
+			if tt.learned == "" && len(tt.answer) > 0 {
+				for i, p := range tt.policies {
+					if p.DNS.Mode != policy.DNSDisabled {
+						tt.learned += string(rune('a'+i)) + fmt.Sprint(tt.answer)
+					}
 				}
+			}
+			if learned != strings.TrimPrefix(tt.learned, "nobody") {
+				t.Errorf("learned %s, want %s", learned, tt.learned)
 			}
 		})
 	}
