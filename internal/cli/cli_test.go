@@ -160,7 +160,7 @@ func (cannedDaemon) Watch(r *netfencev1.WatchRequest, stream grpc.ServerStreamin
 	asked.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{
 		Domain: "example.com", QueryType: "A", Allowed: true, Reason: "allow example.com", Learned: []string{"192.0.2.1", "192.0.2.2"},
 	}}
-	refused.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{Domain: "evil\x1b[2J[2J<&>", QueryType: "AAAA"}}
+	refused.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{Domain: "evil\x1b[2J\x1b[2J<&>", QueryType: "AAAA"}}
 	incident.Event = &netfencev1.Event_Incident{Incident: &netfencev1.Incident{Kind: "names_limit", Message: "no room for another name"}}
 	for _, batch := range []*netfencev1.EventBatch{
 		{DaemonId: "node-1", InstanceId: "run-1", Number: 1},
