@@ -290,7 +290,7 @@ func TestEventsThatMakeNoSense(t *testing.T) {
 		return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e))...)
 	}
 	whole := record(func(*bpfEvent) {})
-	for n := range len(whole) {
+	for n := range whole {
 		w.hear(whole[:n])
 	}
 	w.hear(append(whole, 0))

@@ -36,12 +36,12 @@ const (
 )
 
 // shrink gives the maps room for MaxAttachments instead of as many as there can be.
-func (cfg Config) shrink(spec *ebpf.CollectionSpec) {
-	if cfg.MaxAttachments <= 0 {
+func (c Config) shrink(spec *ebpf.CollectionSpec) {
+	if c.MaxAttachments <= 0 {
 		return
 	}
-	n := min(uint32(cfg.MaxAttachments), maxAttachments-1)
-	each := max(fewEntries, 2*uint32(cfg.MaxFlows), 2*uint32(cfg.MaxLearned), 2*uint32(cfg.MaxNames))
+	n := min(uint32(c.MaxAttachments), maxAttachments-1)
+	each := max(fewEntries, 2*uint32(c.MaxFlows), 2*uint32(c.MaxLearned), 2*uint32(c.MaxNames))
 	for _, m := range spec.Maps {
 		switch {
 		case m.MaxEntries == maxAttachments:
@@ -60,7 +60,7 @@ func (cfg Config) shrink(spec *ebpf.CollectionSpec) {
 
 // assign loads maps and programs into objects. Most of it is the verifier's time,
 // so the programs are loaded side by side, the largest first.
-func (cfg Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath string, kernel *btf.Cache) (err error) {
+func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath string, kernel *btf.Cache) (err error) {
 	shared, err := ebpf.NewCollectionWithOptions(
 		&ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder},
 		ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pinPath}, Cache: kernel},
@@ -83,7 +83,7 @@ func (cfg Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, name := range names {
 		program := spec.Programs[name]
-		if cfg.Only == Cgroups && program.Type == ebpf.SchedCLS {
+		if c.Only == Cgroups && program.Type == ebpf.SchedCLS {
 			continue
 		}
 		g.Go(func() error {
