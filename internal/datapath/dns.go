@@ -47,6 +47,9 @@ func (d *Datapath) ListenCgroups(l DNSListener) error {
 // program stays until the device is gone: what comes out after a crash is no
 // packet of the host's. The Closer ends the handing over; nobody listens after Open.
 func (d *Datapath) ListenInterfaces(ifindex int) (io.Closer, error) {
+	if d.only == Cgroups {
+		return nil, errors.New("listen for interfaces: this datapath was opened for cgroups only")
+	}
 	err := link.RawAttachProgram(link.RawAttachProgramOptions{
 		Target: ifindex, Program: d.bpf.NfDnsReturn, Attach: ebpf.AttachTCXIngress,
 	})
