@@ -83,8 +83,9 @@ type Config struct {
 
 // learningLimits are those of Config, with the defaults in place.
 type learningLimits struct {
-	addrs, names int
-	grace        time.Duration
+	addrs, names          int
+	freeNames, freeChunks int // in the maps, for all attachments
+	grace                 time.Duration
 }
 
 func (c Config) learningLimits() learningLimits {
@@ -114,6 +115,7 @@ type Datapath struct {
 	// byIndex finds an attachment without mu; entries change with known.
 	byIndex []atomic.Pointer[attachment]
 	limits  learningLimits
+	room    room
 
 	slots *slots
 

@@ -126,7 +126,7 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 		return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
 	}
 	for _, c := range changes {
-		c.commit()
+		c.commit(&d.room)
 	}
 	return nil
 }
@@ -157,6 +157,9 @@ func (d *Datapath) lockMembers(lessons []Lesson) (held map[uint32]*attachment, e
 
 // teach works out what the lessons change.
 func (d *Datapath) teach(held map[uint32]*attachment, lessons []Lesson, now time.Duration) (map[uint32]*change, error) {
+	limits := d.limits
+	limits.freeNames = int(d.bpf.NfNames.MaxEntries()) - int(d.room.names.Load())
+	limits.freeChunks = int(d.bpf.NfLearned.MaxEntries()) - int(d.room.chunks.Load())
 	changes := make(map[uint32]*change, len(held))
 	for _, l := range lessons {
 		if len(l.Addrs) == 0 {
@@ -168,7 +171,7 @@ func (d *Datapath) teach(held map[uint32]*attachment, lessons []Lesson, now time
 			c = a.memory.change(a.record.Incarnation)
 			changes[a.index] = c
 		}
-		if err := c.teach(l, now, d.limits); err != nil {
+		if err := c.teach(l, now, limits); err != nil {
 			return nil, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, err)
 		}
 	}
@@ -179,7 +182,7 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 	if l.Name == "" || len(l.Name) > maxName {
 		return fmt.Errorf("name of %d bytes", len(l.Name))
 	}
-	id, err := c.name(l, now, limits.names)
+	id, err := c.name(l, now, limits)
 	if err != nil {
 		return err
 	}
@@ -190,8 +193,10 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 		}
 		addr = canonicalAddr(addr)
 		gs := c.grants(addr)
-		if len(gs) == 0 && c.addrCount() >= limits.addrs {
-			return &LimitError{Limit: "learned", Max: limits.addrs}
+		if len(gs) == 0 {
+			if err := limits.check("learned", c.addrCount(), limits.addrs, limits.freeChunks); err != nil {
+				return err
+			}
 		}
 		for _, g := range grantPlaces(l.Grant) {
 			g.name, g.deadline = id, deadline
@@ -205,8 +210,20 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 	return nil
 }
 
+// check refuses more of what an attachment has as many of as it may. Of the maps,
+// which all share, no attachment takes more than it leaves.
+func (l learningLimits) check(limit string, used, most, free int) error {
+	if used >= most {
+		return &LimitError{Limit: limit, Max: most}
+	}
+	if used >= free {
+		return fmt.Errorf("%w: %s: %d in use by this attachment, and no more are left for all", ErrFull, limit, used)
+	}
+	return nil
+}
+
 // name finds the lesson's name or gives it an id.
-func (c *change) name(l Lesson, now time.Duration, limit int) (uint32, error) {
+func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint32, error) {
 	n := knownName{nameKey: nameKey{text: l.Name, grant: l.Grant.Key(), proxy: l.Grant.Proxy}, learned: now}
 	for id, other := range c.names {
 		if other.nameKey == n.nameKey {
@@ -216,8 +233,8 @@ func (c *change) name(l Lesson, now time.Duration, limit int) (uint32, error) {
 	// One that is cut, be it at a generation not reached, is not taken up again.
 	id, known := c.memory.ids[n.nameKey]
 	if !known || c.memory.names[id].cut != 0 {
-		if c.nameCount() >= limit {
-			return 0, &LimitError{Limit: "names", Max: limit}
+		if err := limits.check("names", c.nameCount(), limits.names, limits.freeNames); err != nil {
+			return 0, err
 		}
 		id = c.memory.last + 1 + uint32(c.nameCount()-len(c.memory.names))
 		if id <= c.memory.last {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -257,11 +258,20 @@ func apply(edits []edit) error {
 	return nil
 }
 
+// room counts what the maps hold for all attachments.
+type room struct {
+	names, chunks atomic.Int64
+}
+
 // commit makes the memory what the kernel is by now.
-func (c *change) commit() {
+func (c *change) commit(all *room) {
 	m := c.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer func(names int) { all.names.Add(int64(len(m.names) - names)) }(len(m.names))
+	for addr, gs := range c.addrs {
+		all.chunks.Add(int64(len(gs)-len(m.addrs[addr])) / int64(grantsPerChunk))
+	}
 	if m.names == nil {
 		m.names, m.ids, m.addrs = make(map[uint32]knownName), make(map[nameKey]uint32), make(map[netip.Addr]grants)
 	}

@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -332,6 +333,39 @@ func TestLearnRespectsLimits(t *testing.T) {
 	learn(t, d, id, "c.example", time.Minute, "203.0.113.4") // what is over makes room
 	if names, grants := lessonsOf(t, d, a.record.Incarnation); names != 1 || grants != 1 {
 		t.Errorf("%d names and %d grants, want what was just learned", names, grants)
+	}
+}
+
+// However little the maps of all are, who has less than what is left gets it.
+func TestAttachmentsShareTheMaps(t *testing.T) {
+	d := open(t, pinDir(t))
+	ids := []string{attach(t, d, vethTarget(t, "v0")), attach(t, d, vethTarget(t, "v1")), attach(t, d, vethTarget(t, "v2"))}
+	for _, id := range ids {
+		replace(t, d, id, domains(domain("*.example")))
+	}
+	const few = 64
+	d.room.names.Store(int64(d.bpf.NfNames.MaxEntries()) - few)
+	taught := make([]int, len(ids))
+	for i, id := range ids {
+		for {
+			err := d.Learn([]Lesson{lesson(t, d, id, fmt.Sprintf("n%d.example", taught[i]), time.Minute, server)})
+			if err != nil {
+				if !errors.Is(err, ErrFull) || errors.As(err, new(*LimitError)) {
+					t.Errorf("attachment %d: %v", i, err)
+				}
+				break
+			}
+			taught[i]++
+		}
+	}
+	if want := []int{32, 16, 8}; !slices.Equal(taught, want) {
+		t.Errorf("%v names, want %v", taught, want)
+	}
+	for _, id := range ids {
+		replace(t, d, id, policy.BlockAll())
+	}
+	if left := int(d.bpf.NfNames.MaxEntries()) - int(d.room.names.Load()); left != few || d.room.chunks.Load() != 0 {
+		t.Errorf("%d names are free, want %d; %d chunks in use", left, few, d.room.chunks.Load())
 	}
 }
 
