@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/miekg/dns"
 
@@ -70,7 +71,7 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 	}
 	m, failed := s.ask(ctx, q, r, chain, known)
 	if failed != nil {
-		s.note(q, chain, r, failed.text)
+		s.note(q, chain, r, failed.text+colon(failed.detail))
 		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
 	}
 	if len(r.voices) == 0 {
@@ -226,11 +227,19 @@ func explanations(m *dns.Msg) []extra {
 	if opt := m.IsEdns0(); opt != nil {
 		for _, o := range opt.Option {
 			if e, ok := o.(*dns.EDNS0_EDE); ok && len(all) < 3 {
-				all = append(all, extra{e.InfoCode, "upstream: " + strings.ToValidUTF8(e.ExtraText, "?")})
+				all = append(all, extra{e.InfoCode, "upstream: " + strings.Map(printable, strings.ToValidUTF8(e.ExtraText, "?"))})
 			}
 		}
 	}
 	return all
+}
+
+// printable keeps what somebody else wrote from moving the cursor of whoever reads it.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return '?'
 }
 
 // note records an allowed query for everyone who was asked, or for the

@@ -13,6 +13,10 @@ import (
 	"github.com/miekg/dns"
 )
 
+// maxAddrs is how many addresses are taken from an answer; no service has more,
+// and whoever makes them up fills only so much of the kernel's table with one.
+const maxAddrs = 128
+
 // maxChain is how many aliases are followed; BIND follows as many.
 const maxChain = 16
 
@@ -189,9 +193,14 @@ func (f *filtered) takes(ip net.IP, size int, permits func(netip.Addr) bool) boo
 		f.altered, to = true, &f.removed
 	}
 	addr = addr.Unmap() // the kernel knows no other form
-	if !slices.Contains(*to, addr) {
-		*to = append(*to, addr)
+	if slices.Contains(*to, addr) {
+		return ok
 	}
+	if len(*to) == maxAddrs {
+		f.altered = true
+		return false
+	}
+	*to = append(*to, addr)
 	return ok
 }
 

@@ -14,7 +14,8 @@ import (
 // be protected.
 var guarded = parsePrefixes(
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8",
-	"169.254.0.0/16", // with 169.254.169.254, the metadata of clouds
+	"168.63.129.16/32", // Azure's host
+	"169.254.0.0/16",   // with 169.254.169.254, the metadata of clouds
 	"172.16.0.0/12",
 	"192.0.0.0/24",    // RFC 6890: DS-Lite, NAT64 discovery
 	"192.88.99.0/24",  // RFC 7526: 6to4 relays
@@ -26,8 +27,10 @@ var guarded = parsePrefixes(
 	"::ffff:0:0/96",   // an AAAA record with an IPv4 address inside
 	"::ffff:0:0:0/96", // RFC 7915, IPv4-translated
 	"64:ff9b::/96", "64:ff9b:1::/48",
-	"100::/64",  // RFC 6666
-	"2001::/32", // Teredo
+	"100::/64",     // RFC 6666
+	"2001::/32",    // Teredo
+	"2001:20::/28", // RFC 7343, identifiers
+	"5f00::/16",    // RFC 9602, segment routing
 	"2002::/16",
 	"fc00::/7", // with fd00:ec2::254, metadata, and our own range
 	"fe80::/10", "fec0::/10", "ff00::/8",

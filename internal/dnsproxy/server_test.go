@@ -375,3 +375,47 @@ func TestBrokenSocket(t *testing.T) {
 		})
 	}
 }
+
+// TestConnectionOfAnotherTime holds that a connection ends with the attachment
+// that it came from: its index may be somebody else's by then.
+func TestConnectionOfAnotherTime(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	c := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
+	exchange := func() error {
+		if err := c.WriteMsg(questionFor("a.example", dns.TypeA)); err != nil {
+			return err
+		}
+		_, err := c.ReadMsg()
+		return err
+	}
+	if err := exchange(); err != nil {
+		t.Fatal(err)
+	}
+	w.kernel.mu.Lock()
+	chain := slices.Clone(w.kernel.chains[index])
+	chain[0].ID = "somebody else"
+	w.kernel.chains[index] = chain
+	w.kernel.mu.Unlock()
+	if err := exchange(); err == nil {
+		t.Error("answered as somebody else")
+	}
+	if taught := w.kernel.taught(); len(taught) != 1 {
+		t.Errorf("taught %+v", taught)
+	}
+}
+
+// TestMaxAddrs holds that what an answer teaches is bounded, and that the client
+// gets no more than that.
+func TestMaxAddrs(t *testing.T) {
+	var lines []string
+	for i := range 2 * maxAddrs {
+		lines = append(lines, fmt.Sprintf("$ 60 IN A 198.51.%d.%d", 100+i/200, i%200))
+	}
+	up := resolve(t, records(t, lines...))
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	m := w.exchangeWith(t, "tcp", questionFor("a.example", dns.TypeA))
+	if taught := w.kernel.taught(); len(m.Answer) != maxAddrs || len(taught) != 1 || len(taught[0].Addrs) != maxAddrs {
+		t.Errorf("%d in the answer, taught %+v", len(m.Answer), taught)
+	}
+}

@@ -55,7 +55,16 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 	}
 }
 
-// serveConn returns when the connection is closed and its queries are done.
+// owner is whose the index is; empty: nobody's.
+func (s *Server) owner(index uint32) string {
+	if chain := s.Kernel.Chain(index); len(chain) > 0 {
+		return chain[0].ID
+	}
+	return ""
+}
+
+// serveConn returns when the connection is closed and its queries are done. A
+// connection is one attachment's: it ends when its index is another's.
 func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -65,6 +74,7 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
 	defer stop()
 	defer cancel()
 
+	owner := s.owner(from.Index)
 	var write sync.Mutex
 	places := make(chan struct{}, perConn)
 	for {
@@ -74,6 +84,9 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
 			if errors.Is(err, io.EOF) {
 				running.Wait()
 			}
+			return
+		}
+		if s.owner(from.Index) != owner {
 			return
 		}
 		select {

@@ -30,6 +30,7 @@ type request struct {
 type failure struct {
 	code     uint16 // RFC 8914
 	text     string
+	detail   string  // for the host's side: which server that was
 	upstream []extra // what the server itself said
 }
 
@@ -93,7 +94,7 @@ func orElse(a, b *failure) *failure {
 }
 
 func unreachable(server netip.AddrPort, err error) *failure {
-	f := &failure{code: dns.ExtendedErrorCodeNetworkError, text: fmt.Sprintf("upstream %s: %v", server, err)}
+	f := &failure{code: dns.ExtendedErrorCodeNetworkError, text: fmt.Sprintf("upstream: %v", err), detail: server.String()}
 	if errors.Is(err, errTimeout) {
 		f.code = dns.ExtendedErrorCodeNoReachableAuthority
 	}
@@ -108,7 +109,8 @@ func lame(server netip.AddrPort, m *dns.Msg) *failure {
 	}
 	return &failure{
 		code:     dns.ExtendedErrorCodeOther,
-		text:     fmt.Sprintf("upstream %s answers %s", server, dns.RcodeToString[m.Rcode]),
+		text:     "upstream answers " + dns.RcodeToString[m.Rcode],
+		detail:   server.String(),
 		upstream: explanations(m),
 	}
 }

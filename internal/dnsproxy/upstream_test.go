@@ -112,7 +112,7 @@ func TestUnusable(t *testing.T) {
 			alone := serve(t, Options{Timeout: 900 * time.Millisecond}, []*resolver{bad}, allowlist("a.example"))
 			m := alone.ask(t, "a.example", dns.TypeA)
 			code, text := explained(m)
-			if m.Rcode != dns.RcodeServerFailure || len(m.Answer) > 0 || code != tt.code || !strings.Contains(text, tt.text) || !strings.Contains(text, bad.addr.String()) {
+			if m.Rcode != dns.RcodeServerFailure || len(m.Answer) > 0 || code != tt.code || !strings.Contains(text, tt.text) || strings.Contains(text, bad.addr.String()) {
 				t.Errorf("EDE %d %q: %v", code, text, m)
 			}
 			if taught := alone.kernel.taught(); len(taught) > 0 {
@@ -129,7 +129,7 @@ func TestUnusable(t *testing.T) {
 func TestOverTCP(t *testing.T) {
 	large := make([]string, 0, 2000)
 	for i := range cap(large) {
-		large = append(large, "$ 60 IN A "+netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}).String())
+		large = append(large, "$ 60 IN A "+netip.AddrFrom4([4]byte{198, 51, 100, byte(i % 100)}).String())
 	}
 	for _, tt := range []struct {
 		name string
