@@ -11,6 +11,7 @@ import (
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/run"
 	"github.com/netfence/netfence/internal/intercept"
 )
 
@@ -28,6 +29,10 @@ func Clear(c *config.Config) (err error) {
 		return fmt.Errorf("detach all: %w", err)
 	}
 	defer func() { err = errors.Join(err, held.Close()) }()
+	// Runs that go on keep theirs.
+	if err := run.Sweep(c.RunDir); err != nil {
+		return fmt.Errorf("detach all: %w", err)
+	}
 	if err := datapath.RemoveAll(c.BPFDir); err != nil {
 		return fmt.Errorf("detach all: %w", err)
 	}

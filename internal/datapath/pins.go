@@ -147,7 +147,8 @@ func RemoveAll(dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// ENOTEMPTY: a run has its own pins below (internal/run).
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("pin directory: %w", err)
 	}
 	return nil

@@ -19,13 +19,14 @@ import (
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/confine"
 	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/test/harness"
 )
 
 func TestMain(m *testing.M) {
 	if confine.Init() {
 		confine.Main()
 	}
-	testenv.Main(m)
+	harness.Main(m)
 }
 
 // order is a run in a process of its own.
@@ -53,16 +54,15 @@ var runner = testenv.NewFunc("runner", func(args []string) error {
 // bench is where runs of one test keep what is theirs.
 type bench struct {
 	order
-	dir string // anybody may read it
-	ns  *testenv.NS
-	cg  *testenv.Cgroup
+	dir string          // anybody may read it
+	cg  *testenv.Cgroup // the caller's
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	testenv.Require(t, testenv.Root, testenv.Cgroup2)
 	dir := publicDir(t)
-	b := &bench{dir: dir}
+	b := &bench{dir: dir, cg: testenv.NewCgroup(t)}
 	b.RunDir = filepath.Join(t.TempDir(), "run")
 	b.Socket = filepath.Join(dir, "d.sock")
 	b.BPFDir = filepath.Join(testenv.BPFFS(t), "netfence")
@@ -85,20 +85,11 @@ func publicDir(t *testing.T) string {
 
 // nothingLeft is asked after every test: no entry, no pins, no cgroup.
 func (b *bench) nothingLeft(t *testing.T) {
-	for _, pattern := range []string{registry(b.RunDir) + "/*", b.BPFDir, ownCgroup(t) + "/" + cgroupPrefix + "*"} {
+	for _, pattern := range []string{registry(b.RunDir) + "/*", b.BPFDir, b.cg.Path + "/" + cgroupPrefix + "*"} {
 		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
 			t.Errorf("left behind: %q, %v", left, err)
 		}
 	}
-}
-
-func ownCgroup(t *testing.T) string {
-	t.Helper()
-	path, err := cgroupPath("x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Dir(path)
 }
 
 // sudo has runs happen as sudo would start them for a user.
@@ -132,7 +123,7 @@ func (b *bench) run(t *testing.T, command ...string) outcome {
 	cmd := b.command(t, command...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	testenv.Start(t, cmd, b.ns, b.cg)
+	testenv.Start(t, cmd, nil, b.cg)
 	return await(t, cmd, &stdout, &stderr)
 }
 
@@ -172,7 +163,7 @@ func (b *bench) start(t *testing.T, script string) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testenv.Start(t, l.cmd, b.ns, b.cg)
+	testenv.Start(t, l.cmd, nil, b.cg)
 	go func() {
 		defer close(l.lines)
 		for {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,11 +32,8 @@ type own struct {
 
 	kernel *datapath.Datapath
 	front  *intercept.Front
-	stop   context.CancelFunc // of the servers
-	served sync.WaitGroup
-
-	mu     sync.Mutex
-	failed error // of a server
+	stop   context.CancelFunc // of the server
+	served chan error         // its end
 }
 
 func newOwn(c *config.Config, id string, t *tally) *own {
@@ -59,6 +55,7 @@ func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
 		Dir: o.pins(), MaxFlows: uint64(limits.Flows), MaxLearned: limits.Learned, MaxNames: limits.Names,
 		Grace: dns.Grace, MaxFlowTCP: dns.MaxFlowTCP, MaxFlowOther: dns.MaxFlowOther,
 		Events: o.tally.add, EventRate: o.config.Events.Rate,
+		Only: datapath.Cgroups, MaxAttachments: 1,
 	})
 	if err != nil {
 		return err
@@ -97,30 +94,16 @@ func (o *own) serve() (err error) {
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	o.stop = stop
-	for _, c := range o.front.Packets {
-		o.served.Go(func() { o.note(server.Serve(ctx, c)) })
-	}
-	for _, l := range o.front.Streams {
-		o.served.Go(func() { o.note(server.ServeTCP(ctx, l)) })
-	}
+	o.stop, o.served = stop, make(chan error, 1)
+	go func() { o.served <- o.front.Serve(ctx, server) }() // if it fails, queries fail from then on, and nothing opens
 	return nil
-}
-
-// note keeps the first error of a server: queries fail from then on, and nothing opens.
-func (o *own) note(err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.failed == nil {
-		o.failed = err
-	}
 }
 
 func (o *own) close() error {
 	var errs []error
 	if o.stop != nil {
 		o.stop()
-		o.served.Wait()
+		errs = append(errs, <-o.served)
 	}
 	if o.front != nil {
 		errs = append(errs, o.front.Close())
@@ -128,7 +111,6 @@ func (o *own) close() error {
 	if o.kernel != nil {
 		errs = append(errs, o.kernel.DrainEvents(), o.kernel.Detach(o.id), o.kernel.Close())
 	}
-	errs = append(errs, o.failed)
 	if err := datapath.RemoveAll(o.pins()); err != nil {
 		errs = append(errs, fmt.Errorf("pins of the run: %w", err))
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/intercept"
 )
 
 // traces are what a run leaves if it is killed.
@@ -126,6 +127,9 @@ func sweep(path string) error {
 		return err
 	}
 	if err := left.remove(filepath.Base(path)); err != nil {
+		return err
+	}
+	if err := intercept.Remove(); err != nil {
 		return err
 	}
 	err = os.Remove(path)

@@ -323,7 +323,7 @@ func TestKilled(t *testing.T) {
 	if code, _ := l.end(t); code != -1 {
 		t.Errorf("exit code %d", code)
 	}
-	paths, err := filepath.Glob(ownCgroup(t) + "/" + cgroupPrefix + "*")
+	paths, err := filepath.Glob(b.cg.Path + "/" + cgroupPrefix + "*")
 	if err != nil || len(paths) != 1 {
 		t.Fatalf("cgroups: %q, %v", paths, err)
 	}
@@ -367,7 +367,6 @@ func TestTwoAtOnce(t *testing.T) {
 // The command's cgroup is below the caller's, so that what holds there holds for the command too.
 func TestBelowTheCallersCgroup(t *testing.T) {
 	b := newBench(t)
-	b.cg = testenv.NewCgroup(t)
 	l := b.start(t, "echo ready; cat /proc/self/cgroup; read line")
 	inside, err := filepath.Glob(b.cg.Path + "/" + cgroupPrefix + "*/cgroup.procs")
 	if err != nil || len(inside) != 1 {
@@ -390,8 +389,7 @@ func TestBelowTheCallersCgroup(t *testing.T) {
 
 func TestBelowAThreadedCgroup(t *testing.T) {
 	b := newBench(t)
-	outer := testenv.NewCgroup(t)
-	inner := &testenv.Cgroup{Path: filepath.Join(outer.Path, "threaded")}
+	inner := &testenv.Cgroup{Path: filepath.Join(b.cg.Path, "threaded")}
 	if err := os.Mkdir(inner.Path, 0o755); err != nil {
 		t.Fatal(err)
 	}

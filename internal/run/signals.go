@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -127,7 +128,7 @@ func (s *session) suspend() error {
 	if err := s.terminal.takeBack(); err != nil {
 		return err
 	}
-	if err := s.stopOwnGroup(); err != nil {
+	if err := stopOwnGroup(); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
 	if s.terminal.ours() {
@@ -140,14 +141,37 @@ func (s *session) suspend() error {
 
 // stopOwnGroup returns after SIGCONT, or at once where nobody could send it: the kernel does not stop a group that no
 // shell watches.
-func (s *session) stopOwnGroup() error {
+func stopOwnGroup() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	signal.Reset(unix.SIGTSTP)
-	defer signal.Notify(s.signals.raw, unix.SIGTSTP)
-	if err := unix.Kill(0, unix.SIGTSTP); err != nil {
+	var before, standard sigaction
+	ignore := sigaction{1} // SIG_IGN
+	// The others of the group (a pipeline, sudo), and then this thread, which stops us before the call returns: a signal
+	// to the process may be taken by another thread, any time.
+	err := setAction(unix.SIGTSTP, &ignore, &before)
+	if err != nil {
 		return err
 	}
-	// Another thread may have taken that one. This one stops us before it returns.
-	return unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGTSTP)
+	if err = unix.Kill(0, unix.SIGTSTP); err == nil {
+		// signal.Reset would leave the runtime's handler, which does nothing.
+		err = setAction(unix.SIGTSTP, &standard, nil)
+	}
+	if err == nil {
+		err = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGTSTP)
+	}
+	return errors.Join(err, setAction(unix.SIGTSTP, &before, nil))
+}
+
+// sigaction has room for the kernel's structure, which on every 64-bit architecture but MIPS begins with the handler.
+// Zero is SIG_DFL.
+type sigaction [8]uint64
+
+func setAction(sig syscall.Signal, action, before *sigaction) error {
+	const maskSize = 8
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig),
+		uintptr(unsafe.Pointer(action)), uintptr(unsafe.Pointer(before)), maskSize, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
