@@ -189,9 +189,8 @@ static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns)
 {
 	struct dns_flow_key key = {};
 	struct attachment *attachment;
-	struct address client;
 	struct packet p = {};
-	struct dns_flow *flow;
+	struct dns_flow *found, flow;
 	__u8 macs[MACS];
 	__u32 low;
 
@@ -203,19 +202,21 @@ static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns)
 	key.way = low >> DNS_INDEX_BITS & (DNS_WAYS - 1);
 	key.set = dns_set(&p.src, p.dst_port, p.protocol);
 	attachment = bpf_map_lookup_elem(&nf_attachments, &key.attachment);
-	flow = bpf_map_lookup_elem(&nf_dns_flows, &key);
-	if (!attachment || !flow || flow->incarnation != attachment->incarnation ||
-	    flow->deadline <= bpf_ktime_get_boot_ns() || flow->protocol != p.protocol ||
-	    flow->client_port != p.dst_port || !same_address(&flow->server, &p.src))
+	found = bpf_map_lookup_elem(&nf_dns_flows, &key);
+	if (!attachment || !found)
+		return 0;
+	flow = *found; /* another flow may get its memory while we look */
+	if (flow.incarnation != attachment->incarnation ||
+	    flow.deadline <= bpf_ktime_get_boot_ns() || flow.protocol != p.protocol ||
+	    flow.client_port != p.dst_port || !same_address(&flow.server, &p.src))
 		return 0;
 	if (attachment->scope != netns ||
 	    (attachment->flags & (ATTACHMENT_INTERFACE | ATTACHMENT_EGRESS)) !=
 		    ATTACHMENT_INTERFACE)
 		return 0;
-	client = flow->client;
-	__builtin_memcpy(macs, flow->macs + 6, 6);
-	__builtin_memcpy(macs + 6, flow->macs, 6);
-	if (dns_readdress(skb, ETH_HLEN, &p, 1, &client))
+	__builtin_memcpy(macs, flow.macs + 6, 6);
+	__builtin_memcpy(macs + 6, flow.macs, 6);
+	if (dns_readdress(skb, ETH_HLEN, &p, 1, &flow.client))
 		return 0;
 	/* a device without a link-layer header has it cut off */
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
