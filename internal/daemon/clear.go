@@ -11,8 +11,8 @@ import (
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/datapath"
-	"github.com/netfence/netfence/internal/run"
 	"github.com/netfence/netfence/internal/intercept"
+	"github.com/netfence/netfence/internal/run"
 )
 
 // stateFile is below run_dir.

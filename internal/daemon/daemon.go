@@ -24,6 +24,7 @@ import (
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/localapi"
 	"github.com/netfence/netfence/internal/reconciler"
+	"github.com/netfence/netfence/internal/run"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
@@ -85,6 +86,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	if err = datapath.EnsureBPFFS(d.config.BPFDir); err != nil {
 		return err
+	}
+	if err := run.Sweep(d.config.RunDir); err != nil {
+		d.log.Warn("leftovers of a killed run", "err", err)
 	}
 	if d.store, err = openStore(d.config, d.log); err != nil {
 		return err

@@ -5,6 +5,7 @@ package run_test
 import (
 	"bytes"
 	"io"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -101,5 +102,31 @@ func TestWithoutADaemon(t *testing.T) {
 	}
 	if left := append(glob(t, d.BPFDir), glob(t, d.RunDir+"/run/*")...); len(left) != 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// By sudo itself, as people do.
+func TestSudo(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	d := harness.New(t, nil)
+	// An account of the system's own: it has no password, and sudo asks root for none.
+	for _, test := range []struct{ name, flags, script, want string }{
+		{"user", "", "id -u; echo $HOME; sudo -n id -u 2>/dev/null || echo not again", "1\n/usr/sbin\nnot again\n"},
+		{"as root", "--as-root", "id -u; grep CapEff /proc/self/status", "0\nCapEff:\t00000000a00405fb\n"},
+		{"other", "--user 65534", "id -u", "65534\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			// The variables that sudo sets are of its caller, root; what another would find is put in their place.
+			args := []string{"-n", "env", "SUDO_UID=1", "SUDO_GID=1", "SUDO_USER=daemon", d.Binary, "run", "--config", d.Config}
+			args = append(append(args, strings.Fields(test.flags)...), "--", "sh", "-c", test.script)
+			cmd := exec.Command("sudo", args...)
+			cmd.Dir = "/"
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			testenv.Start(t, cmd, nil, nil)
+			if err := cmd.Wait(); err != nil || stdout.String() != test.want {
+				t.Errorf("%v: %q, want %q\n%s", err, &stdout, test.want, &stderr)
+			}
+		})
 	}
 }

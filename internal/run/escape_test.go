@@ -447,3 +447,16 @@ func TestSystemCalls(t *testing.T) {
 		})
 	}
 }
+
+// A system call that the filter cannot judge, having another number there, ends the process.
+func TestOtherABI(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		return // has no x32
+	}
+	b := newBench(t)
+	if got := b.sh(t, "exec "+b.call(t, "x32")); got.code != 128+int(unix.SIGSYS) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+var x32 = testenv.NewFunc("x32", func([]string) error { return number(unix.SYS_SOCKET|0x40000000, unix.AF_VSOCK, unix.SOCK_STREAM, 0) })
