@@ -39,6 +39,17 @@ func arrangeMounts(spec *Spec) error {
 			return err
 		}
 	}
+	// Where a mount was, a bare directory is left. To remove one that is a mount point elsewhere takes the mount away
+	// there (namei.c, vfs_rmdir: detach_mounts), and with the host's bpffs what is pinned in it. What is a mount point
+	// here as well is busy.
+	for _, m := range mounts {
+		if !m.removed() || m.fstype == "cgroup2" || m.point == "/proc" {
+			continue
+		}
+		if err := conceal(m.point); err != nil {
+			return err
+		}
+	}
 	if err := mountProc(spec.User.UID == 0); err != nil {
 		return err
 	}
@@ -97,11 +108,16 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
+// removed are those that a command does not see, or sees another of.
+func (m mountPoint) removed() bool {
+	_, hidden := hiddenTypes[m.fstype]
+	return hidden || m.fstype == "cgroup2" || m.fstype == "proc"
+}
+
 // confine takes one mount away, or the right to write to it.
 func (m mountPoint) confine() error {
-	_, hidden := hiddenTypes[m.fstype]
 	switch {
-	case m.fstype == "cgroup2", m.fstype == "proc", hidden:
+	case m.removed():
 		return m.remove()
 	case readOnlyTypes[m.fstype] != "", within(m.point, "/sys"):
 		flags := unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | m.flags
