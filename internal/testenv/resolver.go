@@ -85,7 +85,7 @@ func Resolve(t TB, ns *NS, cg *Cgroup, l Lookup) (Answer, error) {
 		return Answer{}, err
 	}
 	// A program that opens a connection waits longer for that than for answers.
-	ctx, cancel := context.WithTimeout(t.Context(), l.Wait+Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*l.Wait)
 	defer cancel()
 	said, err := runWithResolvConf(ctx, command, l.resolvConf(), ns, cg)
 	var exit *exec.ExitError
