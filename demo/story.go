@@ -20,6 +20,9 @@ const picture = `
  │ 10.77.0.2 ├──────┤ work0     up0 ├──────┤ 203.0.113.0/24         │
  │           │      │ ▲ the filter  │      │ 169.254.169.254        │
  └───────────┘      └───────────────┘      │ 2001:db8:100::/48, …   │
+                                           │ resolvers, of ours:    │
+                                           │ 198.51.100.53, and     │
+                                           │ of others: 9.9.9.9     │
                                            └────────────────────────┘`
 
 // agents is the policy; the comments are what the reader is to see.
@@ -29,11 +32,13 @@ allow:
   - 198.51.100.0/24         # our own services
   - 2001:db8:100::/48
   - {cidr: 203.0.113.10, ports: [443/tcp]}
+dns:
+  allow: ["*.pypi.example"] # names, and what their answers point to
 deny:
   - 198.51.100.66           # but not this one: the longer prefix wins
 `
 
-// denied is what chapter 6 adds to it.
+// denied is what a later chapter adds to it.
 const denied = "  - 198.51.100.10\n"
 
 // play is the story's props.
@@ -45,6 +50,8 @@ type play struct {
 	container *testenv.Workload
 	cgroup    *testenv.Cgroup
 	process   *testenv.Workload // in the cgroup, on the host
+	upstream  *testenv.Nameserver
+	foreign   *testenv.Nameserver
 
 	containerID string
 	open        *testenv.Conn // the container's, to 198.51.100.20
@@ -71,9 +78,12 @@ packets, sent just now, and ✗ is what did not come out as stated.`)
 		{"What the container can reach", p.outbound},
 		{"Who asks the container gets an answer", p.inbound},
 		{"A process in a cgroup is told at once", p.early},
+		{"Names: whoever is asked, Netfence answers", p.names},
+		{"A name's time is up", p.expire},
 		{"A rule changes, and reaches open connections", p.change},
 		{"kill -9: the daemon is gone, the filter is not", p.kill},
 		{"Start again, look, and detach", p.again},
+		{"One command, and no setup", p.fence},
 	} {
 		p.goOn()
 		heading(fmt.Sprintf("%d. %s", i+1, chapter.title))
@@ -89,14 +99,16 @@ packets, sent just now, and ✗ is what did not come out as stated.`)
 // build makes the world of the picture.
 func (p *play) build() {
 	p.world = testenv.NewWorld(p, testenv.NewNS(p), testenv.VethDevice)
-	for _, port := range []uint16{53, 80, 443} {
+	for _, port := range []uint16{123, 80, 443} {
 		testenv.EchoServer(p, p.world.Outside, port)
 	}
 	p.wire = testenv.Observe(p, p.world.Outside, "eth0")
 	p.container = testenv.StartWorkload(p, p.world.Workload, nil)
 	p.cgroup = testenv.NewCgroup(p)
 	p.process = testenv.StartWorkload(p, p.world.Host, p.cgroup)
-	p.daemon = harness.New(p, p.world.Host)
+	p.upstream = testenv.ServeDNS(p, p.world.Outside, internet, upstream)
+	p.foreign = testenv.ServeDNS(p, p.world.Outside, hearsay, foreign, testenv.ForeignResolver6)
+	p.daemon = harness.New(p, p.world.Host, brief...)
 }
 
 // run shows a netfenced command, runs it and shows what it printed.
@@ -141,8 +153,8 @@ func (p *play) outbound() {
 		{passes, testenv.TCP, "203.0.113.10:443", "allow 203.0.113.10, port 443/tcp"},
 		{dropped, testenv.TCP, "203.0.113.10:80", "another port"},
 		{dropped, testenv.UDPSendto, "203.0.113.10:443", "another protocol"},
-		{passes, testenv.UDPSendto, "198.51.100.10:53", "an unconnected socket makes no difference"},
-		{dropped, testenv.UDPSendto, "203.0.113.9:53", "here neither"},
+		{passes, testenv.UDPSendto, "198.51.100.10:123", "an unconnected socket makes no difference"},
+		{dropped, testenv.UDPSendto, "203.0.113.9:123", "here neither"},
 		{dropped, testenv.Echo, "203.0.113.9:0", "no rule names it, in any protocol"},
 		{dropped, testenv.TCP, "169.254.169.254:80", "link-local is not special"},
 		{passes, testenv.TCP, "[2001:db8:100::5]:80", "allow 2001:db8:100::/48"},
@@ -165,8 +177,8 @@ func (p *play) early() {
 	for _, t := range []trial{
 		{passes, testenv.TCP, "198.51.100.10:80", "the same policy, at another kind of target"},
 		{refused, testenv.TCP, "203.0.113.9:80", "no need to wait for a timeout"},
-		{refused, testenv.UDPConnected, "203.0.113.9:53", "nor guess what became of a datagram"},
-		{refused, testenv.UDPSendto, "203.0.113.9:53", "connected or not"},
+		{refused, testenv.UDPConnected, "203.0.113.9:123", "nor guess what became of a datagram"},
+		{refused, testenv.UDPSendto, "203.0.113.9:123", "connected or not"},
 		{refused, testenv.TCP, "169.254.169.254:80", "no credentials for this one"},
 	} {
 		p.try(p.process, t)
@@ -202,6 +214,7 @@ func (p *play) kill() {
 	p.try(p.container, trial{passes, testenv.TCP, "198.51.100.20:80", "the kernel holds the rules,"})
 	p.try(p.container, trial{dropped, testenv.TCP, "203.0.113.9:80", "and asks nobody"})
 	p.try(p.process, trial{refused, testenv.TCP, "203.0.113.9:80", "for the process in the cgroup as well"})
+	p.containerAsks(question{want: silent, name: "mirror.pypi.example", why: "names wait for it; nobody else is asked"})
 	p.conn(p.open, passes, "open: TCP 198.51.100.20:80", "it has not noticed")
 }
 
@@ -211,7 +224,9 @@ func (p *play) again() {
 	p.run("policy", "show", p.containerID)
 	p.try(p.container, trial{passes, testenv.TCP, "198.51.100.20:80", "found in the kernel and taken over,"})
 	p.try(p.container, trial{dropped, testenv.TCP, "203.0.113.9:80", "without letting go"})
+	p.containerAsks(question{want: resolves, name: "mirror.pypi.example", addr: "203.0.113.30", why: "names are answered again"})
 	p.counted()
+	p.nobodyAsked()
 
 	p.run("detach", "--all")
 	p.try(p.container, trial{passes, testenv.TCP, "203.0.113.9:80", "the filter is gone: somebody asked for that"})
