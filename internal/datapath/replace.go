@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/netfence/netfence/policy"
@@ -62,40 +61,56 @@ func kernelMode(m policy.Mode) bpfMode {
 //
 // Rules that another attachment has in force already are shared, and cost
 // nothing; others wait once for RCU.
+//
+// Queries of the attachment go on meanwhile, but for the moment of the change.
 func (d *Datapath) Replace(id string, c *policy.Compiled) error {
-	a := d.lock(id)
-	if a == nil {
-		return fmt.Errorf("replace policy of %s: %w", id, ErrNotAttached)
-	}
-	defer a.mu.Unlock()
-	s, err := d.slots.acquire(c.Table)
+	s, err := d.slots.acquire(c.Table) // takes as long as there are rules: not under the lock
 	if err != nil {
 		return fmt.Errorf("replace policy of %s: %w", id, full(err))
 	}
+	index, unused, err := d.flip(id, c, s)
+	d.slots.release(unused)
+	if err != nil {
+		return fmt.Errorf("replace policy of %s: %w", id, err)
+	}
+	if index == 0 {
+		return nil // it is as it was
+	}
+	// The policy is in force. What it denies or cuts is dropped, entry or no entry.
+	if err := d.endFlows(index); err != nil {
+		d.log.Warn("flows that the policy ends were not removed", "attachment", id, "err", err)
+	}
+	return nil
+}
+
+// flip changes the policy, and returns the slot that is of no use to the
+// attachment any more: s itself when nothing came of it. The index is 0 unless
+// the word has changed.
+func (d *Datapath) flip(id string, c *policy.Compiled, s *slot) (index uint32, unused *slot, err error) {
+	a := d.lock(id)
+	if a == nil {
+		return 0, s, ErrNotAttached
+	}
+	defer a.mu.Unlock()
 	names := a.recut(c.Names)
 	if err := d.enact(names); err != nil {
-		d.slots.release(s)
-		return fmt.Errorf("replace policy of %s: %w", id, err)
+		return 0, s, err
 	}
 	word := compose(c, s)
 	if word == a.word&wordPolicyMask && !a.cutsNext() {
-		d.slots.release(s)
 		a.announce(id, c.Names)
-		return nil
+		return 0, s, nil
 	}
 	if err := d.put(a, word); err != nil {
 		// Names that were to be cut at this word hold on; the next call looks at each again.
-		d.slots.release(s)
-		return fmt.Errorf("replace policy of %s: %w", id, err)
+		return 0, s, err
 	}
 	a.announce(id, c.Names)
-	d.slots.release(a.slot)
-	a.slot = s
-	// The policy is in force. What it denies or cuts is dropped, entry or no entry.
-	if err := errors.Join(d.purge(a), d.endFlows(a.index)); err != nil {
+	unused, a.slot = a.slot, s
+	if err := d.purge(a); err != nil {
 		d.log.Warn("what the policy cuts was not removed", "attachment", id, "err", err)
 	}
-	return nil
+	return a.index, unused, nil
 }
 
 // announce makes names what queries are decided by, and stale what was decided
