@@ -112,7 +112,7 @@ func Start(cgroup *os.File, spec Spec) (*Process, error) {
 	go p.listen()
 	if err := p.orders.Encode(spec); err != nil {
 		p.Kill()
-		p.Wait()
+		_, _ = p.Wait()
 		return nil, fmt.Errorf("socket to the command's namespace: %w", err)
 	}
 	return p, nil

@@ -110,7 +110,7 @@ func (o *outside) attempts(t *testing.T, scripts map[string]string) map[string]a
 	return results
 }
 
-var attemptAll = testenv.NewFunc("attempt-all", func(args []string) error {
+var _ = testenv.NewFunc("attempt-all", func(args []string) error {
 	text, err := os.ReadFile(args[0])
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ var attemptAll = testenv.NewFunc("attempt-all", func(args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(results)
 })
 
-var connect = testenv.NewFunc("connect", func(args []string) error {
+var _ = testenv.NewFunc("connect", func(args []string) error {
 	conn, err := net.Dial("unix", args[0])
 	if err != nil {
 		return err
@@ -398,7 +398,7 @@ func number(nr, a, b, c uintptr) error {
 	return nil
 }
 
-var callAll = testenv.NewFunc("call-all", func([]string) error {
+var _ = testenv.NewFunc("call-all", func([]string) error {
 	results := map[string]string{}
 	for name, call := range calls {
 		results[name] = "done"
@@ -459,4 +459,4 @@ func TestOtherABI(t *testing.T) {
 	}
 }
 
-var x32 = testenv.NewFunc("x32", func([]string) error { return number(unix.SYS_SOCKET|0x40000000, unix.AF_VSOCK, unix.SOCK_STREAM, 0) })
+var _ = testenv.NewFunc("x32", func([]string) error { return number(unix.SYS_SOCKET|0x40000000, unix.AF_VSOCK, unix.SOCK_STREAM, 0) })

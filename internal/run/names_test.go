@@ -18,7 +18,7 @@ import (
 )
 
 // fetch resolves a name, by a resolver that nobody runs, and connects to it.
-var fetch = testenv.NewFunc("fetch", func(args []string) error {
+var _ = testenv.NewFunc("fetch", func(args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {

@@ -30,6 +30,7 @@ type own struct {
 	id     string
 	tally  *tally
 
+	loaded chan error // the end of load, until somebody has taken it
 	kernel *datapath.Datapath
 	front  *intercept.Front
 	stop   context.CancelFunc // of the server
@@ -42,12 +43,14 @@ func newOwn(c *config.Config, id string, t *tally) *own {
 
 func (o *own) pins() string { return filepath.Join(o.config.BPFDir, pinsName(o.id)) }
 
-func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
+// prepare begins to load the programs, which takes longest.
+func (o *own) prepare() {
+	o.loaded = make(chan error, 1)
+	go func() { o.loaded <- o.load() }()
+}
+
+func (o *own) load() (err error) {
 	if err := datapath.EnsureBPFFS(o.config.BPFDir); err != nil {
-		return err
-	}
-	compiled, err := p.Settle(nil, sinceBoot(), time.Now()).Compile()
-	if err != nil {
 		return err
 	}
 	limits, dns := o.config.Limits, o.config.DNS
@@ -57,7 +60,25 @@ func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
 		Events: o.tally.add, EventRate: o.config.Events.Rate,
 		Only: datapath.Cgroups, MaxAttachments: 1,
 	})
+	return err
+}
+
+// await returns when load has; it may be called again.
+func (o *own) await() error {
+	if o.loaded == nil {
+		return nil
+	}
+	err := <-o.loaded
+	o.loaded = nil
+	return err
+}
+
+func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
+	compiled, err := p.Settle(nil, sinceBoot(), time.Now()).Compile()
 	if err != nil {
+		return err
+	}
+	if err := o.await(); err != nil {
 		return err
 	}
 	t, err := target.ResolveCgroup(path)
@@ -100,6 +121,7 @@ func (o *own) serve() (err error) {
 }
 
 func (o *own) close() error {
+	_ = o.await() // what it has made is removed below
 	var errs []error
 	if o.stop != nil {
 		o.stop()

@@ -115,6 +115,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	if err := s.entry.record(traces{Cgroup: path, Pins: s.fence.pins()}); err != nil {
 		return err
 	}
+	s.fence.prepare()
 	if s.cgroup, err = newCgroup(path); err != nil {
 		return err
 	}
@@ -197,7 +198,9 @@ func (s *session) start(ctx context.Context) (err error) {
 // settled waits for what must not go on behind the back of close. That it failed does not matter any more.
 func settled(c <-chan error) error {
 	if c != nil {
-		<-c
+		if err := <-c; err != nil {
+			return nil //nolint:nilerr // it was told to
+		}
 	}
 	return nil
 }
@@ -265,6 +268,8 @@ func (s *session) conclude() error {
 type fence interface {
 	// pins is the directory of BPF objects that outlives this process, empty if a daemon holds them.
 	pins() string
+	// prepare begins what takes long.
+	prepare()
 	// enforce returns when p is in force for the cgroup at path. After an error nothing may run there.
 	enforce(ctx context.Context, path string, p *policy.Policy) error
 	// close ends the filter, when the cgroup is empty, and returns when all that it has seen has been told.

@@ -19,7 +19,7 @@ import (
 )
 
 // dial connects by TCP; the process fails if it cannot.
-var dial = testenv.NewFunc("dial", func(args []string) error {
+var _ = testenv.NewFunc("dial", func(args []string) error {
 	conn, err := net.DialTimeout("tcp", args[0], 300*time.Millisecond)
 	if err != nil {
 		return err

@@ -67,6 +67,8 @@ func dialDaemon(socket, id string, t *tally) (*viaDaemon, error) {
 
 func (d *viaDaemon) pins() string { return "" }
 
+func (d *viaDaemon) prepare() {}
+
 func (d *viaDaemon) enforce(ctx context.Context, path string, p *policy.Policy) error {
 	update, err := wire.BulkUpdate(p, wire.Self())
 	if err != nil {
