@@ -23,11 +23,9 @@ var (
 // firewall has the host forward nothing, nor accept a source that it does not route.
 func firewall(t *testing.T, host *testenv.NS) {
 	t.Helper()
-	for key, value := range map[string]string{
-		"ipv4/conf/all/rp_filter": "1", "ipv4/conf/work0/rp_filter": "1",
-	} {
-		host.Sysctl(t, key, value)
-	}
+	host.Sysctl(t, "ipv4/conf/work0/rp_filter", "1")
+	host.Sysctl(t, "ipv4/conf/all/rp_filter", "1")
+	t.Cleanup(func() { host.Sysctl(t, "ipv4/conf/all/rp_filter", "0") })
 	rules := "table inet closed { chain forward { type filter hook forward priority 0; policy drop; }; chain input { type filter hook input priority 0; policy drop; }; }"
 	nft := exec.Command("nft", "-f", "-")
 	nft.Stdin = strings.NewReader(rules)
@@ -124,6 +122,7 @@ func TestInterfaceWithoutListener(t *testing.T) {
 func TestInterfacesAreToldApart(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.TCX)
 	host := testenv.Self(t)
+	host.Sysctl(t, "ipv4/conf/all/rp_filter", "0") // or the host answers ARP on one device only
 	d := open(t)
 	var workloads []*testenv.NS
 	var indices []uint32
