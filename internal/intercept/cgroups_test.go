@@ -4,9 +4,11 @@ package intercept_test
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -178,4 +180,65 @@ func TestBlockAllIsAnswered(t *testing.T) {
 		}
 	})
 	answered(t, device, asked, ask(t, w.Workload, nil, asked...))
+}
+
+// What is no query is not heard, and does not end the listening.
+func TestDatagramsThatAreNoQueries(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	d := open(t)
+	id, index := attach(t, d, cgroupTarget(t, testenv.NewCgroup(t)), everywhere())
+	front(t, intercept.OpenCgroups, d)
+	own := netip.MustParseAddrPort(d.DNSAddress(id))
+	nobody, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), own.Port()).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
+	conn, err := net.Dial("udp", own.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, send := range []struct {
+		conn net.Conn
+		text string
+	}{{nobody, "nobody's"}, {conn, ""}, {conn, strings.Repeat("long", 200)}, {conn, "question"}} {
+		if _, err := send.conn.Write([]byte(send.text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := make([]byte, 512)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got answer
+	if err := json.Unmarshal(b[:n], &got); err != nil {
+		t.Fatal(err)
+	}
+	if got != (answer{Index: index, Text: "question", Server: own}) {
+		t.Errorf("the first answer is %+v", got)
+	}
+}
+
+func TestHostWithoutIPv6(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	host := testenv.Self(t)
+	host.Sysctl(t, "ipv6/conf/lo/disable_ipv6", "1")
+	t.Cleanup(func() { host.Sysctl(t, "ipv6/conf/lo/disable_ipv6", "0") })
+	cg := testenv.NewCgroup(t)
+	d := open(t)
+	id, index := attach(t, d, cgroupTarget(t, cg), everywhere())
+	front(t, intercept.OpenCgroups, d)
+	if servers := d.Nameservers(id); len(servers) != 1 || !servers[0].Is4() {
+		t.Errorf("name servers %v, want one of IPv4", servers)
+	}
+	asked := questions(append(plainKinds, mappedKinds...), []string{"127.0.0.53"})
+	answered(t, index, asked, ask(t, nil, cg, asked...))
+	asked = questions(plainKinds, []string{"2620:fe::fe"})
+	for i, outcomes := range ask(t, nil, cg, asked...) {
+		if outcomes[0].Errno == 0 {
+			t.Errorf("%s: %+v", asked[i].Kind, outcomes[0])
+		}
+	}
 }
