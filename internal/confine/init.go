@@ -71,8 +71,10 @@ func (g *guardian) run(orders *json.Decoder) (int, error) {
 	if err := enter(dir, spec.User); err != nil {
 		return 0, err
 	}
-	if err := ownGroup(spec.Terminal); err != nil {
-		return 0, err
+	// A process group of its own, of which the command becomes a member: a signal to "the group" stays in here, and one
+	// of the terminal reaches the command once.
+	if err := unix.Setpgid(0, 0); err != nil {
+		return 0, fmt.Errorf("process group: %w", err)
 	}
 	path, err := lookUp(spec.Args[0], spec.Env, spec.User)
 	if err != nil {
@@ -87,6 +89,11 @@ func (g *guardian) run(orders *json.Decoder) (int, error) {
 	var first order
 	if err := orders.Decode(&first); err != nil || !first.Go {
 		return 0, errors.New("told to end")
+	}
+	if spec.Terminal {
+		if err := takeTerminal(); err != nil {
+			return 0, err
+		}
 	}
 	if g.command, err = begin(path, &spec); err != nil {
 		return 0, err
@@ -135,15 +142,8 @@ func withstand() {
 	}
 }
 
-// ownGroup makes a process group of this process, of which the command becomes a member: a signal to "the group" stays
-// in here, and one of the terminal reaches the command once.
-func ownGroup(terminal bool) error {
-	if err := unix.Setpgid(0, 0); err != nil {
-		return fmt.Errorf("process group: %w", err)
-	}
-	if !terminal {
-		return nil
-	}
+// takeTerminal puts our group into the foreground.
+func takeTerminal() error {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fmt.Errorf("terminal: %w", err)

@@ -132,7 +132,7 @@ func (m mountPoint) confine() error {
 func (m mountPoint) remove() error {
 	err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) {
-		return cover("tmpfs", m.point, readOnly, nothing)
+		return conceal(m.point)
 	}
 	if err != nil && !gone(err) {
 		return fmt.Errorf("unmount %s: %w", m.point, err)

@@ -63,8 +63,9 @@ func TestThroughTheDaemon(t *testing.T) {
 	testenv.Eventually(t, "the daemon has let go of it", func() bool { return len(d.List(t)) == 0 })
 
 	// The daemon dies while the command runs: it is filtered all the same.
-	stdin, _, wait = fenced(t, d, "read line; echo >/dev/tcp/203.0.113.9/80; exit $?")
-	testenv.Eventually(t, "the daemon has it", func() bool { return len(d.List(t)) == 1 })
+	begun := filepath.Join(t.TempDir(), "begun")
+	stdin, _, wait = fenced(t, d, ": >"+begun+"; read line; echo >/dev/tcp/203.0.113.9/80; exit $?")
+	testenv.Eventually(t, "the command has begun", func() bool { return len(glob(t, begun)) == 1 })
 	d.Kill(t)
 	if err := stdin.Close(); err != nil {
 		t.Fatal(err)

@@ -156,10 +156,11 @@ func (s *session) start(ctx context.Context) (err error) {
 	if s.terminal, err = openTerminal(); err != nil {
 		return err
 	}
+	foreground := s.terminal.ours()
 	s.process, err = confine.Start(s.cgroup.dir, confine.Spec{
 		Args: s.Command, Env: s.caller.environ(s.Environ), User: s.caller.User,
 		Hide:     []string{s.Config.Socket, s.Config.RunDir, s.Config.DataDir},
-		Terminal: s.terminal.ours(),
+		Terminal: foreground,
 	})
 	if err != nil {
 		return err
@@ -174,7 +175,8 @@ func (s *session) start(ctx context.Context) (err error) {
 		case err := <-ready:
 			if ready = nil; err != nil {
 				cancel()
-				return errors.Join(err, settled(inForce))
+				settle(inForce)
+				return err
 			}
 		case err := <-inForce:
 			if inForce = nil; err != nil {
@@ -183,26 +185,24 @@ func (s *session) start(ctx context.Context) (err error) {
 		case sig := <-s.signals.caught:
 			if fatal(sig) {
 				cancel()
-				return errors.Join(&endedError{sig}, settled(inForce))
+				settle(inForce)
+				return &endedError{sig}
 			}
 		}
 	}
 	s.started = time.Now()
 	s.concluded = true
-	if s.terminal.ours() {
+	if foreground {
 		s.terminal.given = true
 	}
 	return s.process.Go()
 }
 
-// settled waits for what must not go on behind the back of close. That it failed does not matter any more.
-func settled(c <-chan error) error {
+// settle waits for what must not go on behind the back of close. How it ended does not matter any more.
+func settle(c <-chan error) {
 	if c != nil {
-		if err := <-c; err != nil {
-			return nil //nolint:nilerr // it was told to
-		}
+		_ = <-c
 	}
-	return nil
 }
 
 // attend passes signals on until the command has ended.
