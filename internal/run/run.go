@@ -201,7 +201,7 @@ func (s *session) start(ctx context.Context) (err error) {
 // settle waits for what must not go on behind the back of close. How it ended does not matter any more.
 func settle(c <-chan error) {
 	if c != nil {
-		_ = <-c
+		<-c //nolint:errcheck // cancelled, mostly
 	}
 }
 
