@@ -173,7 +173,7 @@ func (d *daemon) stages() []stage {
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},
-		{"dns", d.serveDNS},
+		{"dns", d.caughtUp(d.serveDNS)}, // until then queries wait in the sockets
 	}
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})
@@ -183,8 +183,8 @@ func (d *daemon) stages() []stage {
 		stage{"local api", d.caughtUp(d.serve)})
 }
 
-// caughtUp has run begin when it is known what is in force: before that, whoever asks would hear of block-all, and a
-// control plane would send again what is there.
+// caughtUp has run begin when it is known what is in force: before that, whoever asks would hear of block-all, a query
+// would fail for want of a policy, and a control plane would send again what is there.
 func (d *daemon) caughtUp(run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {

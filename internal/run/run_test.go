@@ -186,7 +186,7 @@ func TestPrivileges(t *testing.T) {
 				"Uid": strings.Join(slices.Repeat([]string{test.ids}, 4), " "), "Groups": test.groups,
 				"CapInh": "0000000000000000", "CapAmb": "0000000000000000",
 				"CapPrm": test.caps, "CapEff": test.caps, "CapBnd": test.caps,
-				"NoNewPrivs": "1", "Seccomp": "2", "SigIgn": "0000000000000000", "SigBlk": "0000000000000000",
+				"NoNewPrivs": "1", "Seccomp": "2", "SigIgn": ignored(t), "SigBlk": "0000000000000000",
 			}
 			for key, value := range want {
 				if status[key] != value {
@@ -405,4 +405,19 @@ func TestBelowAThreadedCgroup(t *testing.T) {
 	if got := b.run(t, "sh", "-c", "exit 4"); got.code != 4 {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// ignored are the signals that this process ignores, as every child of it does.
+func ignored(t *testing.T) string {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(status), "\nSigIgn:")
+	if !ok {
+		t.Fatal("no SigIgn")
+	}
+	set, _, _ := strings.Cut(after, "\n")
+	return strings.TrimSpace(set)
 }
