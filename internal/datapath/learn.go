@@ -193,11 +193,10 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 		}
 		addr = canonicalAddr(addr)
 		gs := c.grants(addr)
-		if len(gs) == 0 {
-			if err := limits.check("learned", c.addrCount(), limits.addrs, limits.freeChunks); err != nil {
-				return err
-			}
+		if n := c.addrCount(); len(gs) == 0 && n >= limits.addrs {
+			return &LimitError{Limit: "learned", Max: limits.addrs}
 		}
+		before := len(gs)
 		for _, g := range grantPlaces(l.Grant) {
 			g.name, g.deadline = id, deadline
 			gs = gs.set(g)
@@ -205,19 +204,21 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 		if len(gs) > maxGrants {
 			return fmt.Errorf("%w: %s: at most %d grants for one address, one for each name and port range", ErrFull, addr, maxGrants)
 		}
+		if more := (len(gs) - before) / grantsPerChunk; more > 0 {
+			if err := leaves("grants of learned addresses", c.memory.chunks+c.grown, limits.freeChunks); err != nil {
+				return err
+			}
+			c.grown += more
+		}
 		c.addrs[addr] = gs
 	}
 	return nil
 }
 
-// check refuses more of what an attachment has as many of as it may. Of the maps,
-// which all share, no attachment takes more than it leaves.
-func (l learningLimits) check(limit string, used, most, free int) error {
-	if used >= most {
-		return &LimitError{Limit: limit, Max: most}
-	}
+// leaves refuses more of what all share to an attachment that has as many as are left for all.
+func leaves(what string, used, free int) error {
 	if used >= free {
-		return fmt.Errorf("%w: %s: %d in use by this attachment, and no more are left for all", ErrFull, limit, used)
+		return fmt.Errorf("%w: %s: %d in use by this attachment, and no more are left for all", ErrFull, what, used)
 	}
 	return nil
 }
@@ -233,7 +234,11 @@ func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint3
 	// One that is cut, be it at a generation not reached, is not taken up again.
 	id, known := c.memory.ids[n.nameKey]
 	if !known || c.memory.names[id].cut != 0 {
-		if err := limits.check("names", c.nameCount(), limits.names, limits.freeNames); err != nil {
+		used := c.nameCount()
+		if used >= limits.names {
+			return 0, &LimitError{Limit: "names", Max: limits.names}
+		}
+		if err := leaves("names", used, limits.freeNames); err != nil {
 			return 0, err
 		}
 		id = c.memory.last + 1 + uint32(c.nameCount()-len(c.memory.names))

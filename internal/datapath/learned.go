@@ -33,7 +33,9 @@ type memory struct {
 	names map[uint32]knownName
 	ids   map[nameKey]uint32 // of those in names
 	addrs map[netip.Addr]grants
-	last  uint32 // the last id given out
+	// chunks are those that addrs take in the kernel: an address of many names takes many.
+	chunks int
+	last   uint32 // the last id given out
 	// due is when the sweep next has something to look at; 0: never.
 	due time.Duration
 }
@@ -148,6 +150,7 @@ type change struct {
 	names       map[uint32]knownName  // with new values
 	addrs       map[netip.Addr]grants // likewise; none left: the address goes
 	dropped     []uint32              // names that go, after all that names them
+	grown       int                   // chunks that lessons add
 }
 
 func (m *memory) change(incarnation uint32) *change {
@@ -269,9 +272,12 @@ func (c *change) commit(all *room) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer func(names int) { all.names.Add(int64(len(m.names) - names)) }(len(m.names))
+	grown := 0
 	for addr, gs := range c.addrs {
-		all.chunks.Add(int64(len(gs)-len(m.addrs[addr])) / int64(grantsPerChunk))
+		grown += (len(gs) - len(m.addrs[addr])) / grantsPerChunk
 	}
+	m.chunks += grown
+	all.chunks.Add(int64(grown))
 	if m.names == nil {
 		m.names, m.ids, m.addrs = make(map[uint32]knownName), make(map[nameKey]uint32), make(map[netip.Addr]grants)
 	}

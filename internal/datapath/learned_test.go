@@ -369,6 +369,34 @@ func TestAttachmentsShareTheMaps(t *testing.T) {
 	}
 }
 
+// Many names on few addresses take many chunks: these are what all share.
+func TestAttachmentsShareTheChunks(t *testing.T) {
+	d := open(t, pinDir(t))
+	greedy, modest := attach(t, d, vethTarget(t, "v0")), attach(t, d, vethTarget(t, "v1"))
+	for _, id := range []string{greedy, modest} {
+		replace(t, d, id, domains(domain("*.example")))
+	}
+	const few = 32
+	d.room.chunks.Store(int64(d.bpf.NfLearned.MaxEntries()) - few)
+	taught := 0
+	for err := error(nil); err == nil && taught < maxGrants; taught++ {
+		err = d.Learn([]Lesson{lesson(t, d, greedy, fmt.Sprintf("n%d.example", taught), time.Minute, server)})
+		if err != nil && !errors.Is(err, ErrFull) {
+			t.Fatal(err)
+		}
+	}
+	if left := int(d.bpf.NfLearned.MaxEntries()) - int(d.room.chunks.Load()); left != few/2 {
+		t.Errorf("one address with %d names leaves %d chunks of %d to all others, want %d", taught, left, few, few/2)
+	}
+	learn(t, d, modest, "x.example", time.Minute, server)
+	for _, id := range []string{greedy, modest} {
+		replace(t, d, id, policy.BlockAll())
+	}
+	if left := int(d.bpf.NfLearned.MaxEntries()) - int(d.room.chunks.Load()); left != few || d.known[greedy].memory.chunks != 0 {
+		t.Errorf("%d chunks are free, want %d; %d are counted for who has none", left, few, d.known[greedy].memory.chunks)
+	}
+}
+
 // expireNames forgets when names were learned, where the kernel does not look.
 func expireNames(a *attachment) {
 	for id, n := range a.memory.names {
