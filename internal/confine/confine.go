@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package confine runs a command where it cannot leave its cgroup: in a PID, mount and cgroup namespace of its own,
+// Package confine runs a command where it cannot leave its cgroup: in a PID, IPC, mount and cgroup namespace of its own,
 // without privileges, and without the sockets of those who would send in its place.
 //
 // Start runs this program once more, as process 1 of the new PID namespace. That process prepares the namespaces while
@@ -126,7 +126,8 @@ func (p *Process) parent(cgroup, control *os.File, begun chan<- error) {
 		Path: "/proc/self/exe", Args: []string{initName}, Env: initEnv(),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{control},
 		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS,
+			// Of IPC as well: the shared memory of somebody outside is a way to have him send.
+			Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
 			UseCgroupFD: true, CgroupFD: int(cgroup.Fd()),
 			Pdeathsig: unix.SIGKILL,
 		},

@@ -20,8 +20,8 @@ var rootKeeps = mask(
 	unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_AUDIT_WRITE,
 )
 
-// switchNeeds are those that the change to another user takes, and ends.
-var switchNeeds = mask(unix.CAP_SETUID, unix.CAP_SETGID)
+// switchNeeds are those that the change to another user takes, and ends, and the one that keepOnlyKill leaves.
+var switchNeeds = mask(unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL)
 
 func mask(caps ...uint) (m uint64) {
 	for _, c := range caps {

@@ -22,6 +22,9 @@ var absent = []uint32{
 	unix.SYS_IO_URING_SETUP,
 	// Key types that ask a program of the host for their payload send its question for it (dns_resolver).
 	unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_KEYCTL,
+	// SO_PEERPIDFD names the process at the other end of a socket pair, also one outside that gave its end as standard
+	// input. Only Landlock, from Linux 6.12, keeps the same user from taking that one's files.
+	unix.SYS_PIDFD_GETFD,
 }
 
 // forbiddenIoctls type on the terminal for others to read: for the shell that runs when the command has ended.

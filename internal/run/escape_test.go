@@ -30,7 +30,9 @@ type outside struct {
 	socket  string // of a daemon
 	cg      string // where cgroup v2 is mounted
 	bpf     string
-	mount   string // a directory to mount on
+	// policies is a file of the daemon's policy folder.
+	policies string
+	mount    string // a directory to mount on
 }
 
 func newOutside(t *testing.T, uid string) *outside {
@@ -72,6 +74,14 @@ func newOutside(t *testing.T, uid string) *outside {
 		t.Fatal(err)
 	}
 	o.bpf = filepath.Dir(o.BPFDir)
+	o.PolicyDir = filepath.Join(o.dir, "policies")
+	o.policies = filepath.Join(o.PolicyDir, "others.yaml")
+	if err := os.Mkdir(o.PolicyDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(o.policies, []byte("mode: block-all\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	o.mount = filepath.Join(o.dir, "mount")
 	if err := os.Mkdir(o.mount, 0o777); err != nil {
 		t.Fatal(err)
@@ -91,7 +101,12 @@ type attempt struct {
 // attempts runs all scripts inside one fence, each in a shell with the names of what is outside.
 func (o *outside) attempts(t *testing.T, scripts map[string]string) map[string]attempt {
 	t.Helper()
+	ipc, err := os.Readlink("/proc/self/ns/ipc")
+	if err != nil {
+		t.Fatal(err)
+	}
 	names := fmt.Sprintf("CG=%s PID=%s SOCKET=%s BPF=%s D=%s DIR=%s PORT=%s\n", o.cg, o.pid, o.socket, o.bpf, o.mount, o.dir, o.port)
+	names += fmt.Sprintf("IPC='%s' POLICIES=%s\n", ipc, o.policies)
 	names += fmt.Sprintf("dial() { %s; }\nconnect() { env NETFENCE_TEST_FUNC=connect %s $1; }\n",
 		o.call(t, "dial", "127.0.0.1:"+o.port), o.self(t))
 	text, err := json.Marshal(map[string]any{"names": names, "scripts": scripts})
@@ -227,8 +242,10 @@ var escapes = map[string]string{
 	"hidden below an rbind": `unshare -Urm sh -c "mount --rbind /run $D && test -S $D/${SOCKET#/run/}"`,
 	"hidden under a umount": `unshare -Urm sh -c "umount $(dirname $SOCKET); test -S $SOCKET"`,
 	"hidden by var":         `test -S /var$SOCKET`,
+	"policies of others":    `test -e $POLICIES`,
 	"systemd-run":           `ls -A /run/systemd | grep -v resolve`,
 	"buses":                 `ls -A /run/dbus/* /run/user/*/*`,
+	"shared memory":         `test "$(readlink /proc/self/ns/ipc)" = "$IPC"`,
 	"abstract socket":       `connect @netfence-test-$PID`,
 }
 
@@ -417,7 +434,7 @@ func TestSystemCalls(t *testing.T) {
 	for _, name := range []string{"AF_PACKET", "AF_VSOCK", "AF_RDS", "AF_TIPC", "AF_ALG", "AF_XDP", "tipc pair"} {
 		want[name] = "address family not supported by protocol"
 	}
-	for _, name := range []string{"io_uring", "add_key", "request_key"} {
+	for _, name := range []string{"io_uring", "add_key", "request_key", "file of init"} {
 		want[name] = "function not implemented"
 	}
 	want["nice"] = "permission denied"

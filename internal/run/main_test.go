@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 type order struct {
 	Options
 	Socket, RunDir, BPFDir string
+	PolicyDir              string
 }
 
 // runner is what `netfenced run` is but for its flags.
@@ -43,6 +44,9 @@ var runner = testenv.NewFunc("runner", func(args []string) error {
 	}
 	o.Config, o.Stderr = config.Default(), os.Stderr
 	o.Config.Socket, o.Config.RunDir, o.Config.BPFDir = o.Socket, o.RunDir, o.BPFDir
+	if o.PolicyDir != "" {
+		o.Config.ControlPlane.URL.Dir = o.PolicyDir
+	}
 	code, err := Run(context.Background(), o.Options)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -164,7 +165,7 @@ func (s *session) start(ctx context.Context) (err error) {
 	foreground := s.terminal.ours()
 	s.process, err = confine.Start(s.cgroup.dir, confine.Spec{
 		Args: s.Command, Env: s.caller.environ(s.Environ), User: s.caller.User,
-		Hide:     []string{s.Config.Socket, s.Config.RunDir, s.Config.DataDir},
+		Hide:     s.own(),
 		Terminal: foreground,
 	})
 	if err != nil {
@@ -202,6 +203,16 @@ func (s *session) start(ctx context.Context) (err error) {
 	}
 	defer debug.SetGCPercent(s.collecting)
 	return s.process.Go()
+}
+
+// own is what is Netfence's: who writes there, as uid 0 may, decides over other attachments.
+func (s *session) own() []string {
+	c := s.Config
+	paths := []string{c.Socket, c.RunDir, c.DataDir, filepath.Dir(config.DefaultPath)}
+	if c.ControlPlane.URL.Dir != "" {
+		paths = append(paths, c.ControlPlane.URL.Dir)
+	}
+	return paths
 }
 
 // settle waits for what must not go on behind the back of close. How it ended does not matter any more.
@@ -248,7 +259,8 @@ func (s *session) close() error {
 		empty = s.cgroup.end()
 		errs = append(errs, empty)
 	}
-	if s.fence != nil {
+	// What can not be killed, say while a network file system hangs, stays filtered: the next sweep finds it.
+	if s.fence != nil && empty == nil {
 		errs = append(errs, s.fence.close())
 	}
 	if s.cgroup != nil && empty == nil {

@@ -37,7 +37,8 @@ func (s suite) Run() int {
 	return code
 }
 
-// binary builds cmd/netfenced, once for all tests of a package, with the race detector if they have it.
+// binary builds cmd/netfenced, once for all tests of a package, with the race detector if they have it, else as it is
+// released: without cgo some system calls reach all threads that with it do not.
 func binary(t testenv.TB) string {
 	t.Helper()
 	if path := os.Getenv(BinaryEnv); path != "" {
@@ -55,7 +56,11 @@ func binary(t testenv.TB) string {
 		if race {
 			args = append(args, "-race")
 		}
-		out, err := exec.Command("go", append(args, "github.com/netfence/netfence/cmd/netfenced")...).CombinedOutput()
+		build := exec.Command("go", append(args, "github.com/netfence/netfence/cmd/netfenced")...)
+		if !race {
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		}
+		out, err := build.CombinedOutput()
 		if err != nil {
 			t.Fatalf("build netfenced: %v\n%s", err, out)
 		}
