@@ -32,8 +32,12 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
 	var known asked
+	owner := s.owner(from.Index)
 	for range maxStale {
 		chain := s.Kernel.Chain(from.Index)
+		if len(chain) > 0 && chain[0].ID != owner {
+			return nil // whose query it was is detached, and somebody else has its index
+		}
 		r := s.decide(ctx, q, chain)
 		reply, err := s.answer(ctx, q, chain, r, &known)
 		if !errors.Is(err, datapath.ErrStale) {

@@ -24,7 +24,7 @@ func bare(t testing.TB, exchange exchanger, policies ...policy.Policy) *world {
 	w.Server, err = New(Options{
 		Kernel: w.kernel,
 		Upstreams: func() ([]netip.AddrPort, error) {
-			return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}, nil
+			return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.54:53")}, nil
 		},
 	})
 	if err != nil {

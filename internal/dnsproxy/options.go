@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/policy"
 )
@@ -42,7 +44,7 @@ type Options struct {
 	HostAddrs func() ([]netip.Addr, error)
 
 	MaxQueries int // in flight for one attachment; 256
-	MaxTotal   int // in flight for all; 8192
+	MaxTotal   int // in flight for all, and connections of all; 8192, or a quarter of the files that may be open
 	MaxConns   int // TCP connections of one attachment; 32
 	// Timeout is what one query may take in all. The default, 4.5 s, is below
 	// the 5 s after which glibc asks again.
@@ -62,6 +64,8 @@ type Options struct {
 var ownRanges = []netip.Prefix{
 	netip.MustParsePrefix("127.128.0.0/9"), netip.MustParsePrefix("fd4e:4644:4e53::/64"),
 	netip.MustParsePrefix("240.0.0.0/8"), netip.MustParsePrefix("fd4e:4644:4e54::/64"),
+	// Those that stand for this server in resolver configurations. On the way there, a host would ask the internet.
+	netip.MustParsePrefix("192.0.2.53/32"), netip.MustParsePrefix("fd4e:4644:4e55::53/128"),
 }
 
 func (o *Options) complete() error {
@@ -77,7 +81,7 @@ func (o *Options) complete() error {
 		return fmt.Errorf("dns server: the least TTL, %v, is more than the greatest, %v", o.MinTTL, o.MaxTTL)
 	}
 	orDefault(&o.MaxQueries, 256)
-	orDefault(&o.MaxTotal, 8192)
+	orDefault(&o.MaxTotal, min(8192, openFiles()/4))
 	orDefault(&o.MaxConns, 32)
 	orDefault(&o.Timeout, 4500*time.Millisecond)
 	orDefault(&o.TryTimeout, time.Second)
@@ -92,6 +96,15 @@ func (o *Options) complete() error {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+// openFiles is how many this process may have.
+func openFiles() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 256 {
+		return 256
+	}
+	return int(min(limit.Cur, 1<<30))
 }
 
 // orDefault replaces what is not positive.

@@ -10,6 +10,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // queryBytes is room for any query that is not an attempt at something: RFC
@@ -155,20 +157,30 @@ func (g *gate) leave(index uint32) {
 	}
 }
 
-// backoff spaces out the retries of a socket that fails, say for want of file
-// descriptors, and gives up on one that does nothing else.
+// backoff spaces out the retries of a socket that fails, and gives up on one
+// that does nothing else, unless it is for want of what may be free again.
 type backoff struct{ failures int }
 
 func (b *backoff) reset() { b.failures = 0 }
 
+// scarce tells errors of which workloads that ask much are the cause.
+func scarce(err error) bool {
+	for _, cause := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
+}
+
 func (b *backoff) wait(ctx context.Context, log *slog.Logger, err error) bool {
-	if b.failures++; b.failures > 20 {
+	if b.failures++; b.failures > 20 && !scarce(err) {
 		return false
 	}
 	if b.failures == 1 {
 		log.Warn("dns socket fails, trying again", "err", err)
 	}
-	t := time.NewTimer(min(time.Second, time.Millisecond<<b.failures))
+	t := time.NewTimer(min(time.Second, time.Millisecond<<min(b.failures, 20)))
 	defer t.Stop()
 	select {
 	case <-t.C:

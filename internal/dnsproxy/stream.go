@@ -43,17 +43,25 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 			continue
 		}
 		pause.reset()
-		if !s.conns.enter(from.Index) {
+		place := from.Index
+		if s.owner(place) == "" {
+			place = nobody
+		}
+		if !s.conns.enter(place) {
 			s.overLimit(from)
 			c.Close()
 			continue
 		}
 		running.Go(func() {
-			defer s.conns.leave(from.Index)
+			defer s.conns.leave(place)
 			s.serveConn(ctx, c, from)
 		})
 	}
 }
+
+// nobody is whose connections those to an index without an attachment, or without a policy yet, are: a process of the
+// host, which may ask at any, has no more of them than an attachment.
+const nobody = ^uint32(0)
 
 // owner is whose the index is; empty: nobody's.
 func (s *Server) owner(index uint32) string {

@@ -24,7 +24,7 @@ import (
 const zone = `$ORIGIN example.
 @ 300 IN SOA ns h 1 3600 600 86400 60
 @ 300 IN NS ns
-ns 300 IN A 192.0.2.53
+ns 300 IN A 192.0.2.54
 a 300 IN A 192.0.2.1
 a 300 IN AAAA 2001:db8::1
 a 300 IN HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1
