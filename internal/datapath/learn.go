@@ -50,8 +50,9 @@ type Learned struct {
 
 // LimitError says which limit of an attachment keeps it from learning. It is an ErrFull.
 type LimitError struct {
-	Limit string // below "limits" in the configuration: "learned", "names"
-	Max   int
+	Attachment string // id
+	Limit      string // below "limits" in the configuration: "learned", "names"
+	Max        int
 }
 
 func (e *LimitError) Error() string {
@@ -187,14 +188,17 @@ func (c *change) teach(l Lesson, now time.Duration, limits learningLimits) error
 		return err
 	}
 	deadline := now + max(l.TTL, 0) + limits.grace
+	known := c.addrCount()
 	for _, addr := range l.Addrs {
 		if !addr.IsValid() {
 			return errors.New("invalid address")
 		}
 		addr = canonicalAddr(addr)
 		gs := c.grants(addr)
-		if n := c.addrCount(); len(gs) == 0 && n >= limits.addrs {
-			return &LimitError{Limit: "learned", Max: limits.addrs}
+		if len(gs) == 0 {
+			if known++; known > limits.addrs {
+				return &LimitError{Attachment: l.Member.ID, Limit: "learned", Max: limits.addrs}
+			}
 		}
 		before := len(gs)
 		for _, g := range grantPlaces(l.Grant) {
@@ -236,7 +240,7 @@ func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint3
 	if !known || c.memory.names[id].cut != 0 {
 		used := c.nameCount()
 		if used >= limits.names {
-			return 0, &LimitError{Limit: "names", Max: limits.names}
+			return 0, &LimitError{Attachment: l.Member.ID, Limit: "names", Max: limits.names}
 		}
 		if err := leaves("names", used, limits.freeNames); err != nil {
 			return 0, err

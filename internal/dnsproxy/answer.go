@@ -46,7 +46,7 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	}
 	const why = "the policy kept changing"
 	if chain := s.Kernel.Chain(from.Index); len(chain) > 0 {
-		s.tell(q, chain[0].ID, false, why, nil)
+		s.tell(q, chain[0], false, why, nil)
 	}
 	return q.fail(extra{dns.ExtendedErrorCodeOther, why})
 }
@@ -184,13 +184,22 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 
 // unlearned fails a query whose addresses the kernel did not take.
 func (s *Server) unlearned(q *query, r *ruling, err error) []byte {
-	id, text := r.voices[0].ID, "the addresses could not be learned"
-	kind := "learn_failed"
-	if errors.Is(err, datapath.ErrFull) {
-		kind, text = "learned_limit", "limit of learned addresses reached"
+	whose := r.voices[0].Member
+	kind, text := "learn_failed", "the addresses could not be learned"
+	var limit *datapath.LimitError
+	switch {
+	case errors.As(err, &limit):
+		kind, text = limit.Limit+"_limit", fmt.Sprintf("limits.%s is reached", limit.Limit)
+		for _, v := range r.voices {
+			if v.ID == limit.Attachment {
+				whose = v.Member
+			}
+		}
+	case errors.Is(err, datapath.ErrFull):
+		kind, text = "learned_full", "no room is left for learned addresses"
 	}
-	s.incident(id, kind, fmt.Sprintf("%s: %v", q.name, err))
-	s.tell(q, id, false, text+colon(err.Error()), nil)
+	s.incident(whose, kind, fmt.Sprintf("%s: %v", q.name, err))
+	s.tell(q, r.voices[0].Member, false, text+colon(err.Error()), nil)
 	return q.fail(extra{dns.ExtendedErrorCodeOther, text})
 }
 
@@ -250,12 +259,12 @@ func printable(r rune) rune {
 // innermost member where nobody filters.
 func (s *Server) note(q *query, chain []datapath.Member, r *ruling, what string) {
 	if len(r.voices) == 0 {
-		s.tell(q, chain[0].ID, true, "dns mode disabled"+colon(what), nil)
+		s.tell(q, chain[0], true, "dns mode disabled"+colon(what), nil)
 		return
 	}
 	for i := range r.voices {
 		v := &r.voices[i]
-		s.tell(q, v.ID, true, v.reason+colon(what), v.learned)
+		s.tell(q, v.Member, true, v.reason+colon(what), v.learned)
 	}
 }
 
@@ -265,20 +274,20 @@ func (s *Server) record(q *query, r *ruling, why string) {
 	if len(r.voices) == 0 {
 		return // nobody's
 	}
-	s.tell(q, r.voices[r.by].ID, false, why, nil)
+	s.tell(q, r.voices[r.by].Member, false, why, nil)
 	if r.by > 0 {
-		s.tell(q, r.voices[0].ID, false, "an enclosing attachment: "+why, nil)
+		s.tell(q, r.voices[0].Member, false, "an enclosing attachment: "+why, nil)
 	}
 }
 
-func (s *Server) tell(q *query, id string, allowed bool, reason string, learned []netip.Addr) {
-	a := s.ledger.of(id)
+func (s *Server) tell(q *query, m datapath.Member, allowed bool, reason string, learned []netip.Addr) {
+	a := s.account(m)
 	if allowed {
 		a.allowed.Add(1)
 	} else {
 		a.blocked.Add(1)
 	}
-	s.Events(events.Event{Time: time.Now(), Attachment: id, Decision: &events.DNSDecision{
+	s.Events(events.Event{Time: time.Now(), Attachment: m.ID, Decision: &events.DNSDecision{
 		Name: q.name, Type: q.typeName(), Allowed: allowed, Reason: reason, Learned: learned,
 	}})
 }

@@ -50,6 +50,27 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// TestForgottenInFlight holds that a query which outlives its attachment leaves
+// no account behind.
+func TestForgottenInFlight(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	w.kernel.refusing(func() error {
+		w.kernel.mu.Lock()
+		delete(w.kernel.chains, index)
+		w.kernel.mu.Unlock()
+		w.Forget("a")
+		return errors.New("not attached")
+	})
+	if m := w.ask(t, "a.example", dns.TypeA); m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("answer: %v", m)
+	}
+	w.ledger.accounts.Range(func(id, _ any) bool {
+		t.Errorf("%v is still accounted for", id)
+		return true
+	})
+}
+
 // TestRefused holds that a refusal explains itself and that no upstream hears of it.
 func TestRefused(t *testing.T) {
 	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))

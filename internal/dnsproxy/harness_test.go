@@ -78,7 +78,9 @@ func (k *kernel) set(t testing.TB, index uint32, policies ...policy.Policy) {
 	if k.chains == nil {
 		k.chains = map[uint32][]datapath.Member{}
 	}
-	k.chains[index] = chain
+	for i := range chain {
+		k.chains[index+uint32(i)] = chain[i:]
+	}
 }
 
 func (k *kernel) refusing(refuse func() error) {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/events"
 )
 
@@ -23,11 +24,17 @@ type account struct {
 	told map[string]time.Time // by kind of incident
 }
 
-func (l *ledger) of(id string) *account {
-	if a, ok := l.accounts.Load(id); ok {
+// account is where m is counted. A new one is kept only while m is attached:
+// Forget follows the detaching, and comes no second time for what a query in
+// flight would leave behind.
+func (s *Server) account(m datapath.Member) *account {
+	if a, ok := s.ledger.accounts.Load(m.ID); ok {
 		return a.(*account)
 	}
-	a, _ := l.accounts.LoadOrStore(id, new(account))
+	a, _ := s.ledger.accounts.LoadOrStore(m.ID, new(account))
+	if s.owner(m.Index) != m.ID {
+		s.ledger.forget(m.ID)
+	}
 	return a.(*account)
 }
 
@@ -56,10 +63,10 @@ func (a *account) mayTell(kind string, now time.Time) bool {
 
 // incident tells of something that happened to an attachment, unless it has
 // been told just now.
-func (s *Server) incident(id, kind, message string) {
+func (s *Server) incident(m datapath.Member, kind, message string) {
 	now := time.Now()
-	if s.ledger.of(id).mayTell(kind, now) {
-		s.Events(events.Event{Time: now, Attachment: id, Incident: &events.Incident{Kind: kind, Message: message}})
+	if s.account(m).mayTell(kind, now) {
+		s.Events(events.Event{Time: now, Attachment: m.ID, Incident: &events.Incident{Kind: kind, Message: message}})
 	}
 }
 
@@ -69,6 +76,6 @@ func (s *Server) overLimit(from Peer) {
 	if len(chain) == 0 {
 		return
 	}
-	s.ledger.of(chain[0].ID).blocked.Add(1)
-	s.incident(chain[0].ID, "queries_limit", "more DNS queries or connections at once than the limit: some are dropped")
+	s.account(chain[0]).blocked.Add(1)
+	s.incident(chain[0], "queries_limit", "more DNS queries or connections at once than the limit: some are dropped")
 }

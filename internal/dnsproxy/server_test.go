@@ -74,15 +74,17 @@ func TestLearnFirst(t *testing.T) {
 
 func TestNotLearned(t *testing.T) {
 	for _, tt := range []struct {
-		err      error
-		text     string
-		incident string
+		err             error
+		text            string
+		whose, incident string
 	}{
-		{fmt.Errorf("limits.learned: %w", datapath.ErrFull), "limit of learned addresses reached", "learned_limit"},
-		{errors.New("map update: no memory"), "the addresses could not be learned", "learn_failed"},
+		{&datapath.LimitError{Attachment: "b", Limit: "learned", Max: 3}, "limits.learned is reached", "b", "learned_limit"},
+		{fmt.Errorf("learn: %w", &datapath.LimitError{Attachment: "a", Limit: "names", Max: 3}), "limits.names is reached", "a", "names_limit"},
+		{fmt.Errorf("names: %w", datapath.ErrFull), "no room is left for learned addresses", "a", "learned_full"},
+		{errors.New("map update: no memory"), "the addresses could not be learned", "a", "learn_failed"},
 	} {
 		up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
-		w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+		w := serve(t, Options{}, []*resolver{up}, allowlist("*"), allowlist("*"))
 		w.kernel.refusing(func() error { return tt.err })
 		for range 2 {
 			m := w.ask(t, "a.example", dns.TypeA)
@@ -97,7 +99,7 @@ func TestNotLearned(t *testing.T) {
 			}
 			if e.Incident != nil {
 				incidents++
-				if e.Incident.Kind != tt.incident || e.Attachment != "a" {
+				if e.Incident.Kind != tt.incident || e.Attachment != tt.whose {
 					t.Errorf("incident: %+v", e)
 				}
 			}
