@@ -6,20 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
 	"github.com/netfence/netfence/internal/dnsproxy"
 	"github.com/netfence/netfence/internal/intercept"
 )
-
-// resolvConf names the servers to ask where neither the policy nor the configuration does.
-const resolvConf = "/etc/resolv.conf"
 
 // dns answers the queries of attachments.
 type dns struct {
@@ -52,40 +46,17 @@ func (d *daemon) newDNSServer() (err error) {
 	d.dns.server, err = dnsproxy.New(dnsproxy.Options{
 		Kernel:    d.kernel,
 		Remote:    remote{d.control.client},
-		Upstreams: upstreams(c),
+		Upstreams: dnsproxy.Upstreams(c.Upstreams),
 		Forward:   c.Forward,
 		Control:   func(_, _ string, conn syscall.RawConn) error { return d.kernel.Exempt(conn) },
 		MinTTL:    c.MinTTL, MaxTTL: c.MaxTTL,
 		RefuseWith:          c.RefuseWith,
 		AllowPrivateAnswers: c.AllowPrivateAnswers,
-		HostAddrs:           hostAddrs,
 		MaxQueries:          d.config.Limits.Queries,
 		Events:              d.hub.Publish,
 		Log:                 d.log,
 	})
 	return err
-}
-
-func upstreams(c config.DNS) func() ([]netip.AddrPort, error) {
-	if len(c.Upstreams) > 0 {
-		return func() ([]netip.AddrPort, error) { return c.Upstreams, nil }
-	}
-	return dnsproxy.ResolvConf(resolvConf).Servers
-}
-
-// hostAddrs are the addresses of the daemon's network namespace.
-func hostAddrs() ([]netip.Addr, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	addrs := make([]netip.Addr, 0, len(all))
-	for _, a := range all {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, prefix.Addr().Unmap())
-		}
-	}
-	return addrs, nil
 }
 
 // serveDNS answers until ctx is done. What is learned holds, and expires, in the kernel.

@@ -226,7 +226,7 @@ func (d *Datapath) sweep(ctx context.Context) {
 
 // sweepOnce ends flows that are over, then forgets what nobody needs.
 func (d *Datapath) sweepOnce() error {
-	walked, err := bootClock()
+	walked, err := BootClock()
 	if err != nil {
 		return err
 	}

@@ -181,6 +181,15 @@ func lowIndex(a netip.Addr, prefixes ...netip.Prefix) (uint32, bool) {
 	return 0, false
 }
 
+// DNSRanges are all addresses that lead to whoever listens, or that queries come
+// from: nobody else has them.
+func DNSRanges() []netip.Prefix {
+	return []netip.Prefix{
+		dnsRange4, dnsRange6, dnsClient4, dnsClient6,
+		netip.PrefixFrom(nameserver4, nameserver4.BitLen()), netip.PrefixFrom(nameserver6, nameserver6.BitLen()),
+	}
+}
+
 // DNSRange6 is where the IPv6 DNS addresses are; whoever listens has to have
 // them led to lo. Those of IPv4 need nothing.
 func DNSRange6() netip.Prefix { return dnsRange6 }

@@ -15,7 +15,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/events"
 )
@@ -255,9 +254,9 @@ func addressOf(words [4]uint32) netip.Addr {
 // wallTime turns an instant of the boot clock, which nobody sets, into what the
 // clock on the wall shows for it now.
 func wallTime(boot uint64) time.Time {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+	now, err := BootClock()
+	if err != nil {
 		return time.Now()
 	}
-	return time.Now().Add(time.Duration(int64(boot) - now.Nano()))
+	return time.Now().Add(time.Duration(boot) - now)
 }

@@ -106,7 +106,7 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 	if err != nil {
 		return err
 	}
-	now, err := bootClock()
+	now, err := BootClock()
 	if err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func (d *Datapath) Learned(id string) []Learned {
 	d.mu.Lock()
 	a := d.known[id]
 	d.mu.Unlock()
-	now, err := bootClock()
+	now, err := BootClock()
 	if a == nil || err != nil {
 		return nil
 	}

@@ -353,8 +353,8 @@ func addrFromWords(w [4]uint32) netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// bootClock reads the clock of bpf_ktime_get_boot_ns: suspend counts.
-func bootClock() (time.Duration, error) {
+// BootClock reads the clock of bpf_ktime_get_boot_ns: suspend counts.
+func BootClock() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		return 0, fmt.Errorf("boot clock: %w", err)

@@ -156,7 +156,7 @@ func (d *Datapath) adopt() error {
 	for _, a := range d.known {
 		a.slot = adopted[wordSlot(a.word)]
 	}
-	now, err := bootClock()
+	now, err := BootClock()
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package dnsproxy
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -54,6 +55,20 @@ type hostAddrs struct {
 type hostSnapshot struct {
 	addrs []netip.Addr
 	at    time.Time
+}
+
+func interfaceAddrs() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]netip.Addr, 0, len(all))
+	for _, a := range all {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			addrs = append(addrs, prefix.Addr())
+		}
+	}
+	return addrs, nil
 }
 
 // has is true of every address while none are known.

@@ -264,6 +264,9 @@ func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Po
 		}
 		o.Upstreams = func() ([]netip.AddrPort, error) { return servers, nil }
 	}
+	if o.HostAddrs == nil { // this host may well have those that tests answer with
+		o.HostAddrs = func() ([]netip.Addr, error) { return nil, nil }
+	}
 	if o.Timeout == 0 {
 		o.Timeout = 3 * time.Second
 	}

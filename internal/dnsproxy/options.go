@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/policy"
 )
@@ -22,7 +23,7 @@ type Options struct {
 	Remote Remote // nil: every query in proxy mode is SERVFAIL
 
 	// Upstreams returns the servers to ask where a policy names none. It is
-	// called for every such query. Its error is told to the client.
+	// called for every such query. Its error is told to the client. See Upstreams.
 	Upstreams func() ([]netip.AddrPort, error) // required
 	// Forward are the daemon's zones with servers of their own; those of a
 	// policy go first.
@@ -31,7 +32,7 @@ type Options struct {
 	// it connects, so that the daemon's own packets can be exempted.
 	Control func(network, address string, c syscall.RawConn) error
 	// Avoid are addresses that are never asked, because the answer would come
-	// from this server. Default: the ranges that interception rewrites to.
+	// from this server. Default: datapath.DNSRanges.
 	Avoid []netip.Prefix
 
 	MinTTL, MaxTTL time.Duration     // of what is learned; 30 s and 1 h
@@ -59,21 +60,12 @@ type Options struct {
 	Log    *slog.Logger
 }
 
-// ownRanges are the addresses that interception gives queries: asking there
-// would be asking ourselves.
-var ownRanges = []netip.Prefix{
-	netip.MustParsePrefix("127.128.0.0/9"), netip.MustParsePrefix("fd4e:4644:4e53::/64"),
-	netip.MustParsePrefix("240.0.0.0/8"), netip.MustParsePrefix("fd4e:4644:4e54::/64"),
-	// Those that stand for this server in resolver configurations. On the way there, a host would ask the internet.
-	netip.MustParsePrefix("192.0.2.53/32"), netip.MustParsePrefix("fd4e:4644:4e55::53/128"),
-}
-
 func (o *Options) complete() error {
 	if o.Kernel == nil || o.Upstreams == nil {
 		return errors.New("dns server: no kernel or no upstreams given")
 	}
 	if o.Avoid == nil {
-		o.Avoid = ownRanges
+		o.Avoid = datapath.DNSRanges()
 	}
 	orDefault(&o.MinTTL, 30*time.Second)
 	orDefault(&o.MaxTTL, time.Hour)
@@ -87,7 +79,7 @@ func (o *Options) complete() error {
 	orDefault(&o.TryTimeout, time.Second)
 	orDefault(&o.IdleTimeout, 10*time.Second)
 	if o.HostAddrs == nil {
-		o.HostAddrs = func() ([]netip.Addr, error) { return nil, nil }
+		o.HostAddrs = interfaceAddrs
 	}
 	if o.Events == nil {
 		o.Events = func(events.Event) {}

@@ -32,6 +32,15 @@ type Resolvers struct {
 // ResolvConf returns the nameservers of the file at path. It reads nothing yet.
 func ResolvConf(path string) *Resolvers { return &Resolvers{path: path} }
 
+// Upstreams is the Options.Upstreams of a configuration: the servers that it
+// names, or if it names none, the host's.
+func Upstreams(configured []netip.AddrPort) func() ([]netip.AddrPort, error) {
+	if len(configured) == 0 {
+		return ResolvConf("/etc/resolv.conf").Servers
+	}
+	return func() ([]netip.AddrPort, error) { return configured, nil }
+}
+
 // Servers is an Options.Upstreams.
 func (r *Resolvers) Servers() ([]netip.AddrPort, error) {
 	r.mu.Lock()

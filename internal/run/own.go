@@ -6,12 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/datapath"
@@ -74,7 +70,11 @@ func (o *own) await() error {
 }
 
 func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
-	compiled, err := p.Settle(nil, sinceBoot(), time.Now()).Compile()
+	now, err := datapath.BootClock()
+	if err != nil {
+		return err
+	}
+	compiled, err := p.Settle(nil, now, time.Now()).Compile()
 	if err != nil {
 		return err
 	}
@@ -99,13 +99,9 @@ func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
 // serve answers the command's DNS queries.
 func (o *own) serve() (err error) {
 	dns := o.config.DNS
-	upstreams := dnsproxy.ResolvConf("/etc/resolv.conf").Servers
-	if len(dns.Upstreams) > 0 {
-		upstreams = func() ([]netip.AddrPort, error) { return dns.Upstreams, nil }
-	}
 	server, err := dnsproxy.New(dnsproxy.Options{
-		Kernel: o.kernel, Upstreams: upstreams, Forward: dns.Forward, MinTTL: dns.MinTTL, MaxTTL: dns.MaxTTL,
-		RefuseWith: dns.RefuseWith, AllowPrivateAnswers: dns.AllowPrivateAnswers, HostAddrs: hostAddrs,
+		Kernel: o.kernel, Upstreams: dnsproxy.Upstreams(dns.Upstreams), Forward: dns.Forward, MinTTL: dns.MinTTL, MaxTTL: dns.MaxTTL,
+		RefuseWith: dns.RefuseWith, AllowPrivateAnswers: dns.AllowPrivateAnswers,
 		MaxQueries: o.config.Limits.Queries, Events: o.tally.add,
 	})
 	if err != nil {
@@ -137,28 +133,4 @@ func (o *own) close() error {
 		errs = append(errs, fmt.Errorf("pins of the run: %w", err))
 	}
 	return errors.Join(errs...)
-}
-
-// sinceBoot counts suspend, as the kernel's deadlines do.
-func sinceBoot() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		panic(fmt.Sprintf("run: CLOCK_BOOTTIME: %v", err)) // Linux 2.6.39
-	}
-	return time.Duration(now.Nano())
-}
-
-// hostAddrs are the host's own addresses. Without them the guard still has the private ranges.
-func hostAddrs() ([]netip.Addr, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	var addrs []netip.Addr
-	for _, a := range list {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, prefix.Addr())
-		}
-	}
-	return addrs, nil
 }
