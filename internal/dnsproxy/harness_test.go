@@ -250,6 +250,10 @@ type world struct {
 
 const index = 7
 
+// noAddrs are the addresses of a host that has none of those that tests answer
+// with. The one that they run on may.
+func noAddrs() ([]netip.Addr, error) { return nil, nil }
+
 // serve starts a server in front of upstreams for an attachment under a chain
 // of policies.
 func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Policy) *world {
@@ -264,8 +268,8 @@ func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Po
 		}
 		o.Upstreams = func() ([]netip.AddrPort, error) { return servers, nil }
 	}
-	if o.HostAddrs == nil { // this host may well have those that tests answer with
-		o.HostAddrs = func() ([]netip.Addr, error) { return nil, nil }
+	if o.HostAddrs == nil {
+		o.HostAddrs = noAddrs
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 3 * time.Second

@@ -22,7 +22,8 @@ func bare(t testing.TB, exchange exchanger, policies ...policy.Policy) *world {
 	w.kernel.set(t, index, policies...)
 	var err error
 	w.Server, err = New(Options{
-		Kernel: w.kernel,
+		HostAddrs: noAddrs,
+		Kernel:    w.kernel,
 		Upstreams: func() ([]netip.AddrPort, error) {
 			return []netip.AddrPort{netip.MustParseAddrPort("192.0.2.54:53")}, nil
 		},
