@@ -241,6 +241,13 @@ func toHide(spec *Spec) ([]string, error) {
 			candidates = append(candidates, socketIn(value)...)
 		}
 	}
+	if spec.User.UID == 0 {
+		others, err := boundSockets(spec.Env)
+		if err != nil {
+			return nil, err
+		}
+		candidates = append(candidates, others...)
+	}
 	var real []string
 	for _, candidate := range candidates {
 		path, err := filepath.EvalSymlinks(candidate)

@@ -30,6 +30,8 @@ type outside struct {
 	socket  string // of a daemon
 	cg      string // where cgroup v2 is mounted
 	bpf     string
+	// unknown is a socket in no table.
+	unknown string
 	// policies is a file of the daemon's policy folder.
 	policies string
 	mount    string // a directory to mount on
@@ -64,6 +66,12 @@ func newOutside(t *testing.T, uid string) *outside {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { socket.Close() })
+	o.unknown = filepath.Join(o.dir, "unknown.sock")
+	unknown, err := net.Listen("unix", o.unknown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unknown.Close() })
 	for path, mode := range map[string]os.FileMode{dir: 0o755, o.socket: 0o777} {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
@@ -106,7 +114,7 @@ func (o *outside) attempts(t *testing.T, scripts map[string]string) map[string]a
 		t.Fatal(err)
 	}
 	names := fmt.Sprintf("CG=%s PID=%s SOCKET=%s BPF=%s D=%s DIR=%s PORT=%s\n", o.cg, o.pid, o.socket, o.bpf, o.mount, o.dir, o.port)
-	names += fmt.Sprintf("IPC='%s' POLICIES=%s\n", ipc, o.policies)
+	names += fmt.Sprintf("IPC='%s' POLICIES=%s UNKNOWN=%s\n", ipc, o.policies, o.unknown)
 	names += fmt.Sprintf("dial() { %s; }\nconnect() { env NETFENCE_TEST_FUNC=connect %s $1; }\n",
 		o.call(t, "dial", "127.0.0.1:"+o.port), o.self(t))
 	text, err := json.Marshal(map[string]any{"names": names, "scripts": scripts})
@@ -241,6 +249,7 @@ var escapes = map[string]string{
 	"hidden below a bind":   `unshare -Urm sh -c "mount --bind /run $D && test -S $D/${SOCKET#/run/}"`,
 	"hidden below an rbind": `unshare -Urm sh -c "mount --rbind /run $D && test -S $D/${SOCKET#/run/}"`,
 	"hidden under a umount": `unshare -Urm sh -c "umount $(dirname $SOCKET); test -S $SOCKET"`,
+	"socket of any daemon":  `test "$(id -u)" = 0 && { test -S $UNKNOWN || connect $UNKNOWN; }`,
 	"hidden by var":         `test -S /var$SOCKET`,
 	"policies of others":    `test -e $POLICIES`,
 	"systemd-run":           `ls -A /run/systemd | grep -v resolve`,
