@@ -39,10 +39,12 @@ type viaDaemon struct {
 	key    string
 	tally  *tally
 
-	id      string // the attachment's, once there is one
-	cancel  context.CancelFunc
-	watched chan error // the end of the events
-	more    chan struct{}
+	id       string // the attachment's, once there is one
+	cancel   context.CancelFunc
+	watching bool
+	watched  chan struct{} // closed at the end of the events; then unheard is why
+	unheard  error
+	more     chan struct{}
 }
 
 // dialDaemon returns nil if no daemon answers on the socket.
@@ -61,7 +63,7 @@ func dialDaemon(socket, id string, t *tally) (*viaDaemon, error) {
 	}
 	return &viaDaemon{
 		conn: conn, daemon: netfencev1.NewDaemonServiceClient(conn), socket: socket, key: pinsName(id), tally: t,
-		watched: make(chan error, 1), more: make(chan struct{}, 1),
+		watched: make(chan struct{}), more: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -90,15 +92,17 @@ func (d *viaDaemon) enforce(ctx context.Context, path string, p *policy.Policy) 
 	if err != nil {
 		return err
 	}
+	d.watching = true
 	go d.watch(stream)
 	return nil
 }
 
 func (d *viaDaemon) watch(stream grpc.ServerStreamingClient[netfencev1.EventBatch]) {
+	defer close(d.watched)
 	for {
 		batch, err := stream.Recv()
 		if err != nil {
-			d.watched <- err
+			d.unheard = err
 			return
 		}
 		for _, e := range batch.GetEvents() {
@@ -114,9 +118,7 @@ func (d *viaDaemon) watch(stream grpc.ServerStreamingClient[netfencev1.EventBatc
 
 func (d *viaDaemon) close() (err error) {
 	defer func() { err = errors.Join(err, d.conn.Close()) }()
-	if d.cancel != nil {
-		defer d.cancel()
-	}
+	defer d.unwatch()
 	ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
 	defer cancel()
 	told := d.hearOut(ctx)
@@ -129,7 +131,7 @@ func (d *viaDaemon) close() (err error) {
 
 // hearOut waits for the events of what the kernel has counted.
 func (d *viaDaemon) hearOut(ctx context.Context) error {
-	if d.id == "" || d.cancel == nil {
+	if !d.watching {
 		return nil
 	}
 	got, err := d.daemon.Get(ctx, &netfencev1.GetRequest{Id: d.id})
@@ -142,17 +144,31 @@ func (d *viaDaemon) hearOut(ctx context.Context) error {
 	}
 	limit := time.NewTimer(lastWords)
 	defer limit.Stop()
-	for d.tally.seen() < counted {
+	for {
+		seen := d.tally.seen()
+		if seen >= counted {
+			return nil
+		}
 		select {
 		case <-d.more:
-		case err := <-d.watched:
-			return fmt.Errorf("events of the daemon: %w", err)
+		case <-d.watched:
+			return fmt.Errorf("events of the daemon: %w", d.unheard)
 		case <-limit.C:
-			d.tally.add(events.Event{Lost: counted - d.tally.seen()})
+			d.tally.add(events.Event{Lost: counted - seen})
 			return nil
 		}
 	}
-	return nil
+}
+
+// unwatch ends the events.
+func (d *viaDaemon) unwatch() {
+	if d.cancel == nil {
+		return
+	}
+	d.cancel()
+	if d.watching {
+		<-d.watched
+	}
 }
 
 // eventFrom reads what Watch sends. What does not parse stays zero.
