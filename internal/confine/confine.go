@@ -78,7 +78,7 @@ type notice struct {
 
 // Process is a command from Start on.
 type Process struct {
-	pid     int
+	process *os.Process
 	control *os.File
 	orders  *json.Encoder
 
@@ -136,7 +136,7 @@ func (p *Process) parent(cgroup, control *os.File, begun chan<- error) {
 		begun <- err
 		return
 	}
-	p.pid = cmd.Process.Pid
+	p.process = cmd.Process
 	begun <- nil
 	err := cmd.Wait()
 	if state := cmd.ProcessState; state != nil {
@@ -222,15 +222,11 @@ func (p *Process) tell(o order) error {
 
 // Kill ends the process 1, and with it every process of the namespace.
 func (p *Process) Kill() {
-	select {
-	case <-p.ended:
-	default:
-		_ = unix.Kill(p.pid, unix.SIGKILL) // that it has ended meanwhile is what was asked for
-	}
+	_ = p.process.Kill() // that it has ended meanwhile is what was asked for
 }
 
 // Group is the process group of the command, as seen from here.
-func (p *Process) Group() int { return p.pid }
+func (p *Process) Group() int { return p.process.Pid }
 
 // Wait returns the exit code of the command, 128 and the signal's number if a signal ended it, when all processes of
 // the namespace have ended.

@@ -105,26 +105,27 @@ func Remove() error {
 	}
 	var errs []error
 	for _, port := range ports {
-		if used(port) {
-			continue
-		}
-		route, err := dnsRoute(port)
-		if err != nil {
-			return err
-		}
-		errs = append(errs, removeRoute(route))
+		errs = append(errs, removeUnused(port))
 	}
 	return errors.Join(errs...)
 }
 
-// used tells whether somebody listens at the port.
-func used(port uint16) bool {
+// removeUnused removes the route of a port that nobody listens at. It holds the
+// port meanwhile: who took it now would lose a route of its own.
+func removeUnused(port uint16) error {
 	conn, err := net.ListenPacket("udp4", "0.0.0.0:"+strconv.Itoa(int(port)))
-	if err != nil {
-		return true
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil
 	}
-	_ = conn.Close()
-	return false
+	if err != nil {
+		return fmt.Errorf("remove route of port %d: %w", port, err)
+	}
+	defer conn.Close()
+	route, err := dnsRoute(port)
+	if err != nil {
+		return err
+	}
+	return removeRoute(route)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
