@@ -86,19 +86,51 @@ static __always_inline void flow_end(const struct flow_key *key, __u32 attachmen
 		__sync_fetch_and_add(flows, -1);
 }
 
+/*
+ * flow_find reads a flow, whose memory may be given to another key at once when it
+ * is removed (see learned.h). What tells flows of different attachments apart, and
+ * nearly all of the same, is looked at after the rest was read. A store that comes
+ * too late moves another flow's deadline by no more than its idle time; all else
+ * of an entry is written by bpf_map_update_elem alone, which makes a new one.
+ */
+static __always_inline struct flow *flow_find(const struct flow_key *key, struct flow *copy)
+{
+	struct flow *flow = bpf_map_lookup_elem(&nf_flows, key);
+
+	if (!flow)
+		return NULL;
+	copy->deadline = flow->deadline;
+	copy->name = flow->name;
+	barrier();
+	if (flow->incarnation != key->incarnation || flow->local_port != key->local_port ||
+	    flow->remote_port != key->remote_port)
+		return NULL;
+	return flow;
+}
+
 /* flow_begin returns 0 if there is no room for the flow. */
 static __always_inline int flow_begin(const struct flow_key *key, __u32 attachment, __u64 *flows,
 				      __u32 name, __u64 deadline)
 {
-	struct flow *known = bpf_map_lookup_elem(&nf_flows, key);
-	struct flow flow = { .deadline = deadline, .attachment = attachment, .name = name };
+	struct flow flow = {
+		.incarnation = key->incarnation,
+		.local_port = key->local_port,
+		.remote_port = key->remote_port,
+		.deadline = deadline,
+		.attachment = attachment,
+		.name = name,
+	};
+	struct flow seen = {}, *known = flow_find(key, &seen);
 
-	if (known) {
-		if (known->name != name)
-			known->name = name;
-		if (known->deadline < deadline)
+	if (known && seen.name == name) {
+		if (seen.deadline < deadline)
 			known->deadline = deadline;
 		return 1;
+	}
+	if (known) {
+		if (flow.deadline < seen.deadline)
+			flow.deadline = seen.deadline;
+		return !bpf_map_update_elem(&nf_flows, key, &flow, BPF_EXIST);
 	}
 	if (*flows >= max_flows_per_attachment)
 		return 0;
@@ -117,8 +149,8 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 {
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+	struct flow seen = {}, *flow;
 	struct flow_key key;
-	struct flow *flow;
 	__u64 now;
 
 	if (!flows || p->fragment)
@@ -148,8 +180,8 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 		flow_end(&key, attachment);
 		return;
 	}
-	flow = bpf_map_lookup_elem(&nf_flows, &key);
-	if (flow && flow->deadline > now)
+	flow = flow_find(&key, &seen);
+	if (flow && seen.deadline > now)
 		flow->deadline = now + FLOW_IDLE_TCP;
 }
 
@@ -159,7 +191,7 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
 	struct flow_key key;
-	struct flow *flow;
+	struct flow seen = {};
 
 	if (!flows || !*flows || p->fragment)
 		return 0;
@@ -170,8 +202,7 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 		return 0;
 	}
 	outbound_key(&key, p, IDENTITY_INCARNATION(identity), loopback);
-	flow = bpf_map_lookup_elem(&nf_flows, &key);
-	if (!flow || flow->deadline <= bpf_ktime_get_boot_ns())
+	if (!flow_find(&key, &seen) || seen.deadline <= bpf_ktime_get_boot_ns())
 		return 0;
 	if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_RST_BYTE)
 		flow_end(&key, attachment);
@@ -232,8 +263,8 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 {
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+	struct flow seen = {}, *flow;
 	struct flow_key key;
-	struct flow *flow;
 	__u64 learned;
 
 	if (!p || !learning || !flows || !*flows || p->fragment)
@@ -241,15 +272,15 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 	if (p->protocol == IPPROTO_TCP && is_bare_syn(p))
 		return 0;
 	learned_flow_key(&key, p, learning->incarnation);
-	flow = bpf_map_lookup_elem(&nf_flows, &key);
+	flow = flow_find(&key, &seen);
 	if (!flow)
 		return 0;
 	if (!learning->now)
 		learning->now = bpf_ktime_get_boot_ns();
-	if (flow->deadline <= learning->now)
+	if (seen.deadline <= learning->now)
 		return 0;
 	/* whenever and however the name was cut, no flow outlives it */
-	if (!name_holds(learning->word, learning->incarnation, flow->name, &learned) ||
+	if (!name_holds(learning->word, learning->incarnation, seen.name, &learned) ||
 	    learned + flow_limit(p->protocol) <= learning->now)
 		return 0;
 	flow->deadline = learning->now + flow_idle(p);

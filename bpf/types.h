@@ -240,6 +240,9 @@ struct flow_key {
 };
 
 struct flow {
+	__u32 incarnation; /* this and the ports are the key's, see flow_find */
+	__u16 local_port;
+	__u16 remote_port;
 	__u64 deadline; /* bpf_ktime_get_boot_ns() */
 	__u32 attachment;
 	__u32 name; /* learned flow: by which its last packet was permitted */

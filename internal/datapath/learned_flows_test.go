@@ -156,6 +156,26 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	}
 }
 
+// TestFlowsOfOtherKeys stands for memory that is somebody else's flow by the time
+// it is read.
+func TestFlowsOfOtherKeys(t *testing.T) {
+	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
+	for name, replace := range map[string]func(*bpfFlow){
+		"incarnation": func(f *bpfFlow) { f.Incarnation++ },
+		"local port":  func(f *bpfFlow) { f.LocalPort++ },
+		"remote port": func(f *bpfFlow) { f.RemotePort++ },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, tg, _ := learnedWorkload(t, Config{})
+			verdict(t, d, tg, "while open", ack, passed)
+			expireGrants(t, d)
+			verdict(t, d, tg, "its own", ack, passed)
+			editFlow(t, d, replace)
+			verdict(t, d, tg, "another's", ack, dropped)
+		})
+	}
+}
+
 func TestLearnedFlowsAreIdleByOutboundPackets(t *testing.T) {
 	d, tg, _ := learnedWorkload(t, Config{})
 	between := func(what string, least, most time.Duration) {
