@@ -6,6 +6,7 @@ package events
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -40,6 +41,16 @@ type DNSDecision struct {
 	Allowed bool
 	Reason  string       // the rule that decided, or what went wrong
 	Learned []netip.Addr // from the answer
+}
+
+// Trouble is why an allowed query for an address got none; "" if it got one, or if there is none to be had. The
+// reason has it behind the rule and a colon, which no rule contains.
+func (d *DNSDecision) Trouble() string {
+	if !d.Allowed || len(d.Learned) > 0 || d.Type != "A" && d.Type != "AAAA" {
+		return ""
+	}
+	_, what, _ := strings.Cut(d.Reason, ": ")
+	return what
 }
 
 // Incident is something that an operator should look at.

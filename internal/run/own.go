@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/dnsproxy"
@@ -107,7 +109,9 @@ func (o *own) serve() (err error) {
 	if err != nil {
 		return err
 	}
-	if o.front, err = intercept.OpenCgroups(o.kernel); err != nil {
+	if o.front, err = intercept.OpenCgroups(o.kernel); errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (the cgroup in which this runs is filtered, and names are its daemon's: start that, or run from another cgroup)", err)
+	} else if err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())

@@ -4,6 +4,7 @@ package run
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -29,6 +30,8 @@ type tally struct {
 	mu      sync.Mutex
 	flows   map[flowKey]*Denied
 	names   map[string]*Refused
+	failed  map[string]*Refused // allowed, and not resolved
+	solved  map[string]bool     // names that were resolved
 	lost    uint64
 	dropped uint64 // flows seen, and lost
 }
@@ -63,6 +66,8 @@ type Result struct {
 	Duration   seconds   `json:"duration"`
 	Denied     []Denied  `json:"denied"`
 	DNSRefused []Refused `json:"dns_refused"`
+	// DNSFailed are names that were allowed and could not be resolved, or only to addresses that are guarded.
+	DNSFailed []Refused `json:"dns_failed"`
 	// Lost are denials that were not told of: more at a time than the limit, or more kinds than are kept.
 	Lost uint64 `json:"lost"`
 }
@@ -71,7 +76,7 @@ type Result struct {
 type seconds float64
 
 func newTally() *tally {
-	return &tally{flows: make(map[flowKey]*Denied), names: make(map[string]*Refused)}
+	return &tally{flows: make(map[flowKey]*Denied), names: make(map[string]*Refused), failed: make(map[string]*Refused), solved: make(map[string]bool)}
 }
 
 // add is an events.Hub's subscriber, or a datapath's.
@@ -85,7 +90,15 @@ func (t *tally) add(e events.Event) {
 		t.dropped++
 		t.addFlow(e.Flow)
 	case e.Decision != nil && !e.Decision.Allowed:
-		t.addName(e.Decision)
+		t.addName(t.names, e.Decision.Name, e.Decision.Reason)
+	case e.Decision != nil && e.Decision.Trouble() != "":
+		t.addName(t.failed, e.Decision.Name, e.Decision.Trouble())
+		if r := t.failed[e.Decision.Name]; r != nil && e.Decision.Type == "A" {
+			r.Reason = e.Decision.Trouble() // some upstreams fail whatever is of IPv6
+		}
+	// In a denylist nothing is learned.
+	case e.Decision != nil && (len(e.Decision.Learned) > 0 || e.Decision.Type == "A") && len(t.solved) < maxTallied:
+		t.solved[e.Decision.Name] = true
 	}
 }
 
@@ -109,15 +122,15 @@ func (t *tally) addFlow(f *events.DeniedFlow) {
 	}
 }
 
-func (t *tally) addName(d *events.DNSDecision) {
-	r := t.names[d.Name]
+func (t *tally) addName(to map[string]*Refused, name, reason string) {
+	r := to[name]
 	if r == nil {
-		if len(t.names) >= maxTallied {
+		if len(to) >= maxTallied {
 			t.lost++
 			return
 		}
-		r = &Refused{Name: d.Name, Reason: d.Reason}
-		t.names[d.Name] = r
+		r = &Refused{Name: name, Reason: reason}
+		to[name] = r
 	}
 	r.Count++
 }
@@ -125,7 +138,7 @@ func (t *tally) addName(d *events.DNSDecision) {
 func (t *tally) result() Result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Result{Denied: []Denied{}, DNSRefused: []Refused{}, Lost: t.lost}
+	r := Result{Denied: []Denied{}, DNSRefused: []Refused{}, DNSFailed: []Refused{}, Lost: t.lost}
 	for _, d := range t.flows {
 		r.Denied = append(r.Denied, *d)
 	}
@@ -136,34 +149,61 @@ func (t *tally) result() Result {
 	for _, n := range t.names {
 		r.DNSRefused = append(r.DNSRefused, *n)
 	}
-	slices.SortFunc(r.DNSRefused, func(a, b Refused) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Name, b.Name))
-	})
+	for _, n := range t.failed {
+		if !t.solved[n.Name] { // of the other family there may be none
+			r.DNSFailed = append(r.DNSFailed, *n)
+		}
+	}
+	for _, list := range [][]Refused{r.DNSRefused, r.DNSFailed} {
+		slices.SortFunc(list, func(a, b Refused) int {
+			return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Name, b.Name))
+		})
+	}
 	return r
 }
 
-// print writes the summary, nothing if nothing was denied.
+// print writes the summary, nothing if nothing was denied and every allowed name was resolved.
 func (r Result) print(w io.Writer) error {
 	var lines []string
 	for _, n := range r.DNSRefused {
-		lines = append(lines, fmt.Sprintf("%6d × name %s", n.Count, printable(n.Name)))
+		lines = append(lines, fmt.Sprintf("%6d × %s", n.Count, n.what()))
 	}
 	for _, d := range r.Denied {
 		lines = append(lines, fmt.Sprintf("%6d × %s", d.Count, d.where()))
 	}
-	more := len(lines) - maxLines
-	if more > 0 {
-		lines = lines[:maxLines]
-		lines = append(lines, fmt.Sprintf("… and %d more", more))
-	}
+	lines = onScreen(lines)
 	if r.Lost > 0 {
 		lines = append(lines, fmt.Sprintf("and %d packets or names that were not looked at one by one", r.Lost))
 	}
+	var failed []string
+	for _, n := range r.DNSFailed {
+		failed = append(failed, fmt.Sprintf("%6d × name %s, %s", n.Count, printable(n.Name), printable(n.Reason)))
+	}
+	return errors.Join(section(w, "denied", lines), section(w, "allowed, but not resolved", onScreen(failed)))
+}
+
+func onScreen(lines []string) []string {
+	if more := len(lines) - maxLines; more > 0 {
+		return append(lines[:maxLines], fmt.Sprintf("… and %d more", more))
+	}
+	return lines
+}
+
+func section(w io.Writer, title string, lines []string) error {
 	if len(lines) == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(w, "netfenced run: denied\n  %s\n", strings.Join(lines, "\n  "))
+	_, err := fmt.Fprintf(w, "netfenced run: %s\n  %s\n", title, strings.Join(lines, "\n  "))
 	return err
+}
+
+// what leaves out the reason that is meant where none is given.
+func (r Refused) what() string {
+	text := "name " + printable(r.Name)
+	if r.Reason != "no rule allows "+r.Name {
+		text += ", " + printable(r.Reason)
+	}
+	return text
 }
 
 func (d Denied) where() string {

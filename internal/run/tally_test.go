@@ -32,14 +32,25 @@ func TestSummary(t *testing.T) {
 	got := summary(t,
 		denied("192.0.2.1:443"), denied("[2001:db8::1]:22", "a.example", "older.example"), denied("[2001:db8::1]:22"),
 		events.Event{Decision: &events.DNSDecision{Name: "evil\x1b[2J.example", Reason: "no rule"}},
-		events.Event{Decision: &events.DNSDecision{Name: "good.example", Allowed: true}},
+		events.Event{Decision: &events.DNSDecision{Name: "bad.example", Reason: "no rule allows bad.example"}},
+		events.Event{Decision: &events.DNSDecision{Name: "good.example", Type: "A", Allowed: true}},
+		// One family is enough.
+		events.Event{Decision: &events.DNSDecision{Name: "good.example", Type: "AAAA", Allowed: true, Reason: "allow rule good.example: upstream answers REFUSED"}},
+		// The other has no address, or the upstream wants none of it.
+		events.Event{Decision: &events.DNSDecision{Name: "in.example", Type: "AAAA", Allowed: true, Reason: "allow rule in.example"}},
+		events.Event{Decision: &events.DNSDecision{Name: "in.example", Type: "AAAA", Allowed: true, Reason: "allow rule in.example: upstream answers REFUSED"}},
+		events.Event{Decision: &events.DNSDecision{Name: "in.example", Type: "A", Allowed: true, Reason: "allow rule in.example: removed 10.0.0.1 from the answer"}},
+		events.Event{Decision: &events.DNSDecision{Name: "in.example", Type: "A", Allowed: true, Reason: "allow rule in.example: removed 10.0.0.1 from the answer"}},
 		events.Event{Lost: 3},
 	)
 	want := `netfenced run: denied
-       1 × name "evil\x1b[2J.example"
+       1 × name bad.example
+       1 × name "evil\x1b[2J.example", no rule
        2 × a.example ([2001:db8::1]:22/tcp), no-rule
        1 × 192.0.2.1:443/tcp, no-rule
   and 3 packets or names that were not looked at one by one
+netfenced run: allowed, but not resolved
+       3 × name in.example, removed 10.0.0.1 from the answer
 `
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

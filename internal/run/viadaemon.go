@@ -183,6 +183,11 @@ func eventFrom(m *netfencev1.Event) events.Event {
 	}
 	if d := m.GetDnsDecision(); d != nil {
 		e.Decision = &events.DNSDecision{Name: d.GetDomain(), Type: d.GetQueryType(), Allowed: d.GetAllowed(), Reason: d.GetReason()}
+		for _, text := range d.GetLearned() {
+			if addr, err := netip.ParseAddr(text); err == nil {
+				e.Decision.Learned = append(e.Decision.Learned, addr)
+			}
+		}
 	}
 	return e
 }
