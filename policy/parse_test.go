@@ -110,7 +110,7 @@ func TestParse(t *testing.T) {
 		"10.0.0.1:":                "no port after the colon",
 		"pypi.org:https":           "not a port number",
 		"pypi.org/simple":          "is not an address",
-		"https://pypi.org":         `rule "https://pypi.org": ports "//pypi.org"`,
+		"https://pypi.org":         `rule "https://pypi.org": is a URL (write the name and the port alone, without "https://")`,
 		"user@pypi.org":            `character '@' in a name`,
 		"pypi.org:443:443":         "is not an address",
 		":443":                     "is not an address",

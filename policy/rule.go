@@ -16,6 +16,9 @@ const maxPorts = 64
 // "[2001:db8::/32]:443/udp", "pypi.org", "*.pypi.org:443". A name makes a
 // domain rule; exactly one of the two results is not nil.
 func Parse(s string) (*Rule, *DomainRule, error) {
+	if scheme, _, isURL := strings.Cut(s, "://"); isURL {
+		return nil, nil, fmt.Errorf("rule %s: is a URL (write the name and the port alone, without %s)", quote(s), quote(scheme+"://"))
+	}
 	host, portText, err := splitPorts(s)
 	if err != nil {
 		return nil, nil, fmt.Errorf("rule %s: %v", quote(s), err)

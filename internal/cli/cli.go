@@ -45,7 +45,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer, daemon Da
 	if err == nil {
 		return exitDone
 	}
-	if text := oneLine(message(err)); text != "" && !errors.Is(err, errReported) {
+	if text := oneLine(message(a.refusal(cmd, args, err))); text != "" && !errors.Is(err, errReported) {
 		if cmd.Name() == "run" {
 			text = "netfenced run: " + strings.TrimPrefix(text, "run: ")
 		}
@@ -68,9 +68,11 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "netfenced",
 		Short: "Egress firewall for containers, microVMs and process groups",
-		Long: `netfenced filters what containers, microVMs and process groups send: a policy is attached to a network
-interface or a cgroup and enforced in the kernel, whether or not the daemon runs.`,
-		Example: `  netfenced start
+		Long: `netfenced filters what commands, containers, microVMs and process groups send. run does so for one command, without
+setup. The daemon attaches a policy to a network interface or a cgroup; it is enforced in the kernel, whether or not the
+daemon runs.`,
+		Example: `  sudo netfenced run --allow pypi.org:443 --allow '*.pythonhosted.org:443' -- pip download requests
+  netfenced start
   netfenced attach --interface veth0 --metadata tenant=acme
   netfenced list`,
 		Version:       a.daemon.Version,
@@ -88,6 +90,25 @@ interface or a cgroup and enforced in the kernel, whether or not the daemon runs
 	})
 	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.runCommand(), a.policy(), a.events(), a.version())
 	return root
+}
+
+// refusal puts what to do next behind what cobra says of arguments that it refuses.
+func (a *app) refusal(cmd *cobra.Command, args []string, err error) error {
+	var usage *usageError
+	if a.running || errors.As(err, &usage) {
+		return err
+	}
+	text := err.Error()
+	cmd.SuggestionsMinimumDistance = 2
+	if name, _, isCommand := strings.Cut(strings.TrimPrefix(text, `unknown command "`), `" for "`); isCommand {
+		switch near := cmd.SuggestionsFor(name); {
+		case !cmd.HasSubCommands():
+			text = fmt.Sprintf("%s: takes no argument, and got %q", strings.TrimPrefix(cmd.CommandPath(), "netfenced "), name)
+		case len(near) > 0:
+			text += "; did you mean " + near[0] + "?"
+		}
+	}
+	return usagef("%s (see `%s --help`)", text, cmd.CommandPath())
 }
 
 // run marks the point from which an error is the command's and not its caller's.

@@ -40,7 +40,7 @@ func (a *app) detach() *cobra.Command {
 			}
 		}
 		if selectors != 1 {
-			return usagef("detach: say what with --id, --key or --all (see `netfenced detach --help`)")
+			return usagef("detach: say what with one of --id, --key and --all (see `netfenced detach --help`)")
 		}
 		if request.GetAll() {
 			return a.detachAll(cmd, &request, file)

@@ -29,6 +29,9 @@ type question struct {
 
 // parseQuestion reads ADDRESS:PORT or NAME:PORT, with /tcp or /udp behind it.
 func parseQuestion(s string) (question, error) {
+	if strings.Contains(s, "://") {
+		return question{}, fmt.Errorf("%q is a URL (write the name and the port alone: pypi.org:443)", s)
+	}
 	text, protocol, given := strings.Cut(s, "/")
 	q := question{flow: policy.Flow{Protocol: policy.TCP}}
 	switch {

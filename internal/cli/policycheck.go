@@ -43,11 +43,13 @@ domain rule decides the query, and whether the addresses of the answer are then 
   netfenced policy check agents.yaml --explain 10.0.9.7:443
   netfenced policy check agents.yaml --explain pypi.org:443
   netfenced policy check agents.yaml --explain '[2001:db8::1]:53/udp' -o json`,
-		Args: cobra.MinimumNArgs(1),
 	}
 	cmd.Flags().StringVar(&explain, "explain", "", "`HOST:PORT[/tcp|/udp]` of a packet to judge, an address or a name (tcp unless said)")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usagef("policy check: name a file or a folder (see `netfenced policy check --help`)")
+		}
 		var asked *question
 		if explain != "" {
 			q, err := parseQuestion(explain)

@@ -191,6 +191,10 @@ func (s *Server) waitKernel(ctx context.Context, id string, revision state.Revis
 
 func (s *Server) attachResponse(a state.Attachment, created bool, own *ownPolicy) *netfencev1.AttachResponse {
 	response := &netfencev1.AttachResponse{Id: a.ID, Created: created, Warnings: warnings(a)}
+	if a.Policy.Mode == policy.ModeBlockAll && !a.Pending && !a.OwnPolicy {
+		response.Warnings = append(response.Warnings, "its policy is block-all, so nothing passes "+
+			"(no policy may have matched its metadata; see `netfenced policy show "+a.ID+"`)")
+	}
 	if own != nil {
 		response.Warnings = append(response.Warnings, own.warnings...)
 	}

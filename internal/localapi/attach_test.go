@@ -63,6 +63,24 @@ func TestAttachWithoutWaiting(t *testing.T) {
 	}
 }
 
+// Who has misspelt the metadata would otherwise learn from a workload that reaches nothing.
+func TestAttachWarnsThatNothingPasses(t *testing.T) {
+	e := newEnv(t, state.Limits{})
+	for mode, want := range map[policy.Mode]int{policy.ModeBlockAll: 1, policy.ModeAllowlist: 0} {
+		e.subscriber.set(func(s *fakeSubscriber) { s.policy = &policy.Policy{Mode: mode} })
+		r, err := e.client.Attach(t.Context(), attachInterface("eth0", mode.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.GetWarnings(); len(got) != want || want > 0 && !strings.HasPrefix(got[0], "its policy is block-all") {
+			t.Errorf("%v: warnings %q", mode, got)
+		}
+		if _, err := e.client.Detach(t.Context(), &netfencev1.DetachRequest{Id: r.GetId()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestAttachAgain(t *testing.T) {
 	e := newEnv(t, state.Limits{})
 	id := e.attach(t, "eth0", "job-7")

@@ -30,11 +30,8 @@ func (s *Server) Detach(ctx context.Context, r *netfencev1.DetachRequest) (*empt
 	if err == nil {
 		err = s.remove(ctx, a.ID)
 	}
-	if errors.Is(err, state.ErrNotFound) {
-		if r.GetMissingOk() {
-			return &emptypb.Empty{}, nil
-		}
-		return nil, fmt.Errorf("detach: %w (see `netfenced list`)", err)
+	if errors.Is(err, state.ErrNotFound) && r.GetMissingOk() {
+		return &emptypb.Empty{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("detach: %w", err)
@@ -87,13 +84,13 @@ func (s *Server) find(id, key string) (state.Attachment, state.Status, error) {
 	case id != "":
 		a, st, err := s.opts.Store.Get(id)
 		if err != nil {
-			return a, st, fmt.Errorf("attachment %s: %w", id, err)
+			return a, st, fmt.Errorf("attachment %s: %w (see `netfenced list`)", id, err)
 		}
 		return a, st, nil
 	}
 	a, ok := s.opts.Store.ByKey(key)
 	if !ok {
-		return state.Attachment{}, state.Status{}, fmt.Errorf("attachment with key %s: %w", key, state.ErrNotFound)
+		return state.Attachment{}, state.Status{}, fmt.Errorf("attachment with key %s: %w (see `netfenced list`)", key, state.ErrNotFound)
 	}
 	return s.find(a.ID, "")
 }

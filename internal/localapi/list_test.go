@@ -145,7 +145,7 @@ func TestGet(t *testing.T) {
 	_, err = e.client.Get(t.Context(), &netfencev1.GetRequest{})
 	wantStatus(t, err, codes.InvalidArgument, "get: name one attachment, by id or by key")
 	_, err = e.client.Get(t.Context(), &netfencev1.GetRequest{Id: "a"})
-	wantStatus(t, err, codes.NotFound, "get: attachment a: no such attachment")
+	wantStatus(t, err, codes.NotFound, "get: attachment a: no such attachment (see `netfenced list`)")
 }
 
 func TestDetach(t *testing.T) {
