@@ -115,7 +115,7 @@ func conclude(cmd *exec.Cmd, err error, before traces) (int, error) {
 		code = max(code, 1)
 		fmt.Fprintln(os.Stderr, "testenv: left behind:", what)
 		if remove == nil {
-			continue // goes with another
+			continue // goes with another, or may be somebody else's
 		}
 		if err := remove(); err != nil {
 			fmt.Fprintf(os.Stderr, "testenv: remove %s: %v\n", what, err)

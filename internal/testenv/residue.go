@@ -20,6 +20,9 @@ import (
 // traces are things that exist on the machine, by description, with how to remove
 // each; nil where that is not for a test suite to do, or it goes with another.
 //
+// What has no name of the suite's may have come from elsewhere while it ran, such as a
+// container's interface or the pins of a daemon that filters: it is told of and not removed.
+//
 // Of cgroups, mounts and processes only those of this suite are looked at. The
 // machine's own network, named network namespaces and the pins at the default
 // place are nothing that any suite may touch, so all of them count.
@@ -75,7 +78,7 @@ func findLinks(found traces) error {
 	}
 	for _, link := range links {
 		what := fmt.Sprintf("link %d %s in the machine's own network namespace", link.Attrs().Index, link.Attrs().Name)
-		found[what] = func() error { return netlink.LinkDel(link) }
+		found[what] = nil
 	}
 	return nil
 }
@@ -88,7 +91,7 @@ func findRoutes(found traces) error {
 	for _, r := range routes {
 		// Lifetimes change by themselves; these are what identifies a route.
 		what := fmt.Sprintf("route %v via %v dev %d table %d type %d priority %d", r.Dst, r.Gw, r.LinkIndex, r.Table, r.Type, r.Priority)
-		found[what] = func() error { return netlink.RouteDel(&r) }
+		found[what] = nil
 	}
 	return nil
 }
@@ -100,7 +103,7 @@ func findRules(found traces) error {
 			return fmt.Errorf("ip rules: %w", err)
 		}
 		for _, rule := range rules {
-			found[fmt.Sprintf("ip rule family %d: %s", family, rule)] = func() error { return netlink.RuleDel(&rule) }
+			found[fmt.Sprintf("ip rule family %d: %s", family, rule)] = nil
 		}
 	}
 	return nil
@@ -114,13 +117,7 @@ func findNetns(found traces) error {
 		return fmt.Errorf("network namespaces: %w", err)
 	}
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		found["network namespace "+path] = func() error {
-			if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL { // not mounted
-				return &os.PathError{Op: "unmount", Path: path, Err: err}
-			}
-			return os.Remove(path)
-		}
+		found["network namespace "+filepath.Join(dir, e.Name())] = nil
 	}
 	return nil
 }
@@ -167,9 +164,6 @@ func findPins(found traces) error {
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pins: %w", err)
-	}
-	if _, ok := found["pin "+pinDir]; ok {
-		found["pin "+pinDir] = func() error { return os.RemoveAll(pinDir) }
 	}
 	return nil
 }
