@@ -265,7 +265,7 @@ func TestPrivilegesAreNamed(t *testing.T) {
 		}
 		result <- checkPrivileges()
 	}()
-	want := "missing privileges: CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF (run as root)"
+	want := "missing privileges: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF (run as root)"
 	if err := <-result; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

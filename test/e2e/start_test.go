@@ -45,6 +45,33 @@ func TestBrokenPolicyAtStart(t *testing.T) {
 	})
 }
 
+// TestUnit starts the daemon with the capabilities of the packaged unit and no others.
+func TestUnit(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	unit, err := os.ReadFile("../../packaging/netfenced.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(unit), "\nCapabilityBoundingSet=")
+	set, _, _ := strings.Cut(after, "\n")
+	if !found || set == "" {
+		t.Fatal("the unit has no CapabilityBoundingSet")
+	}
+	flag := "--bounding-set=-all"
+	for _, name := range strings.Fields(set) {
+		flag += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	s.Under = []string{"setpriv", flag, "--no-new-privs"}
+	s.Policy(t, "table.yaml", tablePolicy)
+	s.Start(t)
+	s.Attach(t, "--interface", s.Link)
+	s.Attach(t, "--cgroup", testenv.NewCgroup(t).Path)
+	s.check(t, s.Inside, table, silent)
+	if problems := s.Status(t).Problems; len(problems) != 0 {
+		t.Errorf("problems: %v", problems)
+	}
+}
+
 // TestRefusedStart says why in its last line, touches nothing of what is there, and what is filtered stays so.
 func TestRefusedStart(t *testing.T) {
 	s := newScene(t, testenv.VethDevice)

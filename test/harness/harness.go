@@ -38,6 +38,8 @@ type Daemon struct {
 
 	// Env is added to the environment of every command: NETFENCE_CONTROL_PLANE_URL=127.0.0.1:9000.
 	Env []string
+	// Under is a command that starts the daemon, such as setpriv with its flags; nil: none.
+	Under []string
 
 	log     log
 	process *process

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,6 +42,11 @@ func (d *Daemon) TryStart(t testenv.TB) error {
 		t.Fatalf("start netfenced: %v", err)
 	}
 	cmd := d.Command("start", "--config", d.Config)
+	if len(d.Under) > 0 {
+		env := cmd.Env
+		cmd = exec.Command(d.Under[0], slices.Concat(d.Under[1:], cmd.Args)...)
+		cmd.Env = env
+	}
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
 	cmd.Stderr = &d.log
 	testenv.Start(t, cmd, d.NS, nil)
