@@ -88,22 +88,26 @@ static __always_inline void flow_end(const struct flow_key *key, __u32 attachmen
 
 /*
  * flow_find reads a flow, whose memory may be given to another key at once when it
- * is removed (see learned.h). What tells flows of different attachments apart, and
- * nearly all of the same, is looked at after the rest was read. A store that comes
- * too late moves another flow's deadline by no more than its idle time; all else
- * of an entry is written by bpf_map_update_elem alone, which makes a new one.
+ * is removed (see learned.h). Whose it is, of which attachment and nearly always
+ * of which socket, is looked at after the rest was read; an entry of an earlier
+ * build has no port. A store that comes too late moves another flow's deadline by
+ * no more than its idle time; all else of an entry is written by
+ * bpf_map_update_elem alone, which makes a new one.
  */
-static __always_inline struct flow *flow_find(const struct flow_key *key, struct flow *copy)
+static __always_inline struct flow *flow_find(const struct flow_key *key, __u32 attachment,
+					      struct flow *copy)
 {
 	struct flow *flow = bpf_map_lookup_elem(&nf_flows, key);
+	__u32 owner;
 
 	if (!flow)
 		return NULL;
 	copy->deadline = flow->deadline;
 	copy->name = flow->name;
 	barrier();
-	if (flow->incarnation != key->incarnation || flow->local_port != key->local_port ||
-	    flow->remote_port != key->remote_port)
+	owner = flow->owner;
+	if (FLOW_ATTACHMENT(owner) != attachment ||
+	    (FLOW_PORT(owner) && FLOW_PORT(owner) != key->local_port))
 		return NULL;
 	return flow;
 }
@@ -113,14 +117,11 @@ static __always_inline int flow_begin(const struct flow_key *key, __u32 attachme
 				      __u32 name, __u64 deadline)
 {
 	struct flow flow = {
-		.incarnation = key->incarnation,
-		.local_port = key->local_port,
-		.remote_port = key->remote_port,
 		.deadline = deadline,
-		.attachment = attachment,
+		.owner = FLOW_OWNER(attachment, key->local_port),
 		.name = name,
 	};
-	struct flow seen = {}, *known = flow_find(key, &seen);
+	struct flow seen = {}, *known = flow_find(key, attachment, &seen);
 
 	if (known && seen.name == name) {
 		if (seen.deadline < deadline)
@@ -180,7 +181,7 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 		flow_end(&key, attachment);
 		return;
 	}
-	flow = flow_find(&key, &seen);
+	flow = flow_find(&key, attachment, &seen);
 	if (flow && seen.deadline > now)
 		flow->deadline = now + FLOW_IDLE_TCP;
 }
@@ -202,7 +203,7 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 		return 0;
 	}
 	outbound_key(&key, p, IDENTITY_INCARNATION(identity), loopback);
-	if (!flow_find(&key, &seen) || seen.deadline <= bpf_ktime_get_boot_ns())
+	if (!flow_find(&key, attachment, &seen) || seen.deadline <= bpf_ktime_get_boot_ns())
 		return 0;
 	if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_RST_BYTE)
 		flow_end(&key, attachment);
@@ -272,7 +273,7 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 	if (p->protocol == IPPROTO_TCP && is_bare_syn(p))
 		return 0;
 	learned_flow_key(&key, p, learning->incarnation);
-	flow = flow_find(&key, &seen);
+	flow = flow_find(&key, attachment, &seen);
 	if (!flow)
 		return 0;
 	if (!learning->now)
@@ -359,7 +360,7 @@ static __always_inline int flow_outlived(const struct flow_key *key, const struc
 
 	if (flow->deadline <= now)
 		return 1;
-	word = policy_word(flow->attachment);
+	word = policy_word(FLOW_ATTACHMENT(flow->owner));
 	if (key->learned ? name_outlived(key, flow, word, now) : !flows_serve(word, key->loopback))
 		return 1;
 	p.dst = key->remote;
@@ -378,10 +379,10 @@ static long flow_visit(struct bpf_map *map, const struct flow_key *key, struct f
 {
 	struct flow_key copy = *key;
 
-	if (query->attachment && flow->attachment != query->attachment)
+	if (query->attachment && FLOW_ATTACHMENT(flow->owner) != query->attachment)
 		return 0;
 	if (flow_outlived(key, flow, bpf_ktime_get_boot_ns())) {
-		flow_end(&copy, flow->attachment);
+		flow_end(&copy, FLOW_ATTACHMENT(flow->owner));
 		query->ended++;
 	}
 	return 0;

@@ -240,11 +240,8 @@ struct flow_key {
 };
 
 struct flow {
-	__u32 incarnation; /* this and the ports are the key's, see flow_find */
-	__u16 local_port;
-	__u16 remote_port;
 	__u64 deadline; /* bpf_ktime_get_boot_ns() */
-	__u32 attachment;
+	__u32 owner; /* attachment, and above it the key's local port; see flow_find */
 	__u32 name; /* learned flow: by which its last packet was permitted */
 };
 
@@ -290,6 +287,11 @@ struct dns_flow {
 	__u8 macs[12]; /* of the query's frame: destination, source */
 	__u32 pad2;
 };
+
+#define FLOW_OWNER(attachment, port) ((__u32)(port) << 16 | (attachment))
+#define FLOW_ATTACHMENT(owner) ((owner)&0xffff)
+#define FLOW_PORT(owner) ((owner) >> 16)
+_Static_assert(MAX_ATTACHMENTS <= 1 << 16, "an attachment does not fit a flow's owner");
 
 /* Argument of the program that ends flows. */
 struct flows_query {

@@ -139,13 +139,10 @@ type bpfEventBucket struct {
 }
 
 type bpfFlow struct {
-	_           structs.HostLayout
-	Incarnation uint32
-	LocalPort   uint16
-	RemotePort  uint16
-	Deadline    uint64
-	Attachment  uint32
-	Name        uint32
+	_        structs.HostLayout
+	Deadline uint64
+	Owner    uint32
+	Name     uint32
 }
 
 type bpfFlowKey struct {

@@ -161,9 +161,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 func TestFlowsOfOtherKeys(t *testing.T) {
 	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
 	for name, replace := range map[string]func(*bpfFlow){
-		"incarnation": func(f *bpfFlow) { f.Incarnation++ },
-		"local port":  func(f *bpfFlow) { f.LocalPort++ },
-		"remote port": func(f *bpfFlow) { f.RemotePort++ },
+		"attachment": func(f *bpfFlow) { f.Owner++ },
+		"local port": func(f *bpfFlow) { f.Owner += 1 << 16 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, tg, _ := learnedWorkload(t, Config{})
