@@ -169,8 +169,12 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 	if (!identity)
 		return REASON_UNATTACHED;
 	reason = parse_network(skb, skb->protocol, 0, p);
-	if (!reason && in_dns_range(&p->dst))
-		return dns_packet(skb, identity, word, p);
+	if (!reason && in_dns_range(&p->dst)) {
+		reason = dns_packet(skb, identity, word, p);
+		if (!reason) /* where nobody listens any more, somebody else may by now */
+			skb->priority = dns_setting(DNS_REALM);
+		return reason;
+	}
 	if (!reason && is_query(p) && intercepts(word))
 		return REASON_DNS;
 	if (WORD_MODE(word) == MODE_DISABLED)

@@ -250,6 +250,7 @@ enum dns_setting {
 	DNS_NETNS, /* cookie of the namespace whose cgroups' sockets are listened to */
 	DNS_PORT, /* of the listeners on lo, host order */
 	DNS_IFINDEX, /* of the veth to the listeners for interfaces */
+	DNS_REALM, /* skb->priority of queries to the listeners on lo, by which they know theirs */
 	DNS_SETTINGS,
 };
 

@@ -108,7 +108,8 @@ const (
 	bpfDnsSettingDNS_NETNS    bpfDnsSetting = 0
 	bpfDnsSettingDNS_PORT     bpfDnsSetting = 1
 	bpfDnsSettingDNS_IFINDEX  bpfDnsSetting = 2
-	bpfDnsSettingDNS_SETTINGS bpfDnsSetting = 3
+	bpfDnsSettingDNS_REALM    bpfDnsSetting = 3
+	bpfDnsSettingDNS_SETTINGS bpfDnsSetting = 4
 )
 
 type bpfEvent struct {

@@ -18,6 +18,7 @@ type DNSListener struct {
 	Netns uint64 // cookie of the namespace that the sockets are in
 	Port  uint16 // 0: nobody listens, and queries are refused
 	IPv6  bool   // they are there for IPv6 too
+	Realm uint32 // of the DNSFilter that they have
 }
 
 // ListenCgroups has the queries of cgroups go to l from now on. Nobody listens
@@ -30,6 +31,7 @@ func (d *Datapath) ListenCgroups(l DNSListener) error {
 	}{
 		{bpfDnsSettingDNS_PORT, 0},
 		{bpfDnsSettingDNS_NETNS, l.Netns},
+		{bpfDnsSettingDNS_REALM, uint64(l.Realm)},
 		{bpfDnsSettingDNS_PORT, uint64(l.Port)},
 	} {
 		if err := d.setDNS(s.key, s.value); err != nil {

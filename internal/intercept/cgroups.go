@@ -26,12 +26,17 @@ var ports = []uint16{253, 254, 252, 251, 250, 249, 255}
 // the host sends to an attachment's DNS address. On a machine without IPv6 they
 // are for IPv4.
 func OpenCgroups(k Kernel) (*Front, error) {
-	where := &place{host: true}
+	filter, err := datapath.NewDNSFilter()
+	if err != nil {
+		return nil, err
+	}
+	defer filter.Close()
+	where := &place{host: filter}
 	for _, port := range ports {
 		f := &Front{}
 		v6, err := where.open(f, port)
 		if err == nil {
-			err = f.toCgroups(k, port, v6)
+			err = f.toCgroups(k, port, v6, filter.Realm)
 		}
 		if err == nil {
 			return f, nil
@@ -44,7 +49,7 @@ func OpenCgroups(k Kernel) (*Front, error) {
 }
 
 // toCgroups has queries come to the sockets of f.
-func (f *Front) toCgroups(k Kernel, port uint16, v6 bool) error {
+func (f *Front) toCgroups(k Kernel, port uint16, v6 bool, realm uint32) error {
 	netns, err := netnsCookie(f.Packets[0].(*packets).conn)
 	if err != nil {
 		return err
@@ -59,7 +64,7 @@ func (f *Front) toCgroups(k Kernel, port uint16, v6 bool) error {
 		}
 		f.add(closerFunc(func() error { return removeRoute(route) }))
 	}
-	if err := k.ListenCgroups(datapath.DNSListener{Netns: netns, Port: port, IPv6: v6}); err != nil {
+	if err := k.ListenCgroups(datapath.DNSListener{Netns: netns, Port: port, IPv6: v6, Realm: realm}); err != nil {
 		return err
 	}
 	f.add(closerFunc(func() error { return k.ListenCgroups(datapath.DNSListener{}) }))

@@ -96,6 +96,32 @@ func TestKilledListener(t *testing.T) {
 	}
 }
 
+// Whoever listens in a killed listener's place hears nothing of its attachments,
+// though one of its own has the same index.
+func TestAnotherInTheKilledListenersPlace(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	left, cg := testenv.NewCgroup(t), testenv.NewCgroup(t)
+	dir := filepath.Join(testenv.BPFFS(t), "netfence")
+	_, orphan := attach(t, openAt(t, dir), cgroupTarget(t, left), everywhere())
+	daemon := startListener(t, dir)
+	asked := append(questions(plainKinds, []string{"9.9.9.9", "2620:fe::fe"}), questions(mappedKinds, []string{"9.9.9.9"})...)
+	answered(t, orphan, asked, ask(t, nil, left, asked...))
+	if err := daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = daemon.Wait() // it was killed
+
+	d := open(t)
+	id, index := attach(t, d, cgroupTarget(t, cg), everywhere())
+	front(t, intercept.OpenCgroups, d)
+	if index != orphan || !strings.HasSuffix(d.DNSAddress(id), ":253") {
+		t.Fatalf("index %d, not %d, at %s", index, orphan, d.DNSAddress(id))
+	}
+	unanswered(t, asked, ask(t, nil, left, asked...), unix.EAGAIN, unix.EINPROGRESS, unix.ECONNREFUSED)
+	asked = append(asked, explicit(d.DNSAddress(id))...)
+	answered(t, index, asked, ask(t, nil, cg, asked...))
+}
+
 // devices are the ends of veths that lead to listeners.
 func devices(t *testing.T) []string {
 	t.Helper()

@@ -22,7 +22,9 @@ import (
 
 // place is where sockets are, which decides how they know whose a query is.
 type place struct {
-	host    bool   // in the host's namespace, for its lo; else every address is theirs, whosever it is
+	// host is set in the host's namespace, for its lo. Nil: every address is theirs, whosever it is. A socket bound to lo
+	// would do for what comes by others, but has no IPv6 route to a client whose own address is on another device.
+	host    *datapath.DNSFilter
 	ifindex uint32 // that answers leave by; 0: by routing
 }
 
@@ -35,7 +37,7 @@ func (w *place) peer(client, server netip.AddrPort) (dnsproxy.Peer, bool) {
 	}
 	p := dnsproxy.Peer{Client: clean(client), Server: clean(server)}
 	var ok bool
-	if w.host {
+	if w.host != nil {
 		p.Index, ok = datapath.CgroupIndex(p.Server.Addr())
 	} else {
 		p.Index, ok = datapath.InterfaceIndex(p.Client.Addr())
@@ -93,23 +95,6 @@ func (w *place) openFamily(f *Front, family string, port uint16) error {
 	return nil
 }
 
-// loopbackOnly drops what did not come by lo. A socket bound to lo would do so
-// too, but has no IPv6 route to a client whose own address is on another device.
-var loopbackOnly = func() *unix.SockFprog {
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: filterIfindex},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: loopbackIfindex, Jt: 0, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-	}
-	return &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-}()
-
-const (
-	filterIfindex   = 0xfffff000 + 8 // SKF_AD_OFF + SKF_AD_IFINDEX, linux/filter.h
-	loopbackIfindex = 1              // in every namespace
-)
-
 // control sets what has to be set before bind. UDP sockets get no SO_REUSEADDR
 // and no SO_REUSEPORT: nobody else is to get a share of the queries.
 func (w *place) control(network, _ string, conn syscall.RawConn) error {
@@ -125,9 +110,9 @@ func (w *place) options(fd int, network string) error {
 	if strings.HasSuffix(network, "6") {
 		level, transparent, info = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_RECVPKTINFO
 	}
-	if w.host {
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, loopbackOnly); err != nil {
-			return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
+	if w.host != nil {
+		if err := w.host.On(fd); err != nil {
+			return err
 		}
 		transparent = unix.IP_FREEBIND
 		if level == unix.IPPROTO_IPV6 {
