@@ -194,10 +194,11 @@ func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev
 			},
 			DenyCidrs: []*netfencev1.CIDREntry{{Cidr: "10.0.9.0/24"}},
 		},
-		Applied:   &netfencev1.Applied{Revision: "r7"},
-		Drops:     map[string]uint64{"no-rule": 2, "deny-rule": 1},
-		LastError: "allow rule 1: prefix is missing",
-		Key:       "job-7",
+		Applied:      &netfencev1.Applied{Revision: "r7"},
+		Drops:        map[string]uint64{"no-rule": 2, "deny-rule": 1},
+		FlowsUnnoted: 3,
+		LastError:    "allow rule 1: prefix is missing",
+		Key:          "job-7",
 	}, nil
 }
 

@@ -25,10 +25,12 @@ type showRecord struct {
 	Applied    appliedRecord     `json:"applied"`
 	Learned    []learnedRecord   `json:"learned"`
 	Drops      map[string]uint64 `json:"drops"`
-	LastError  string            `json:"last_error"`
-	Pending    bool              `json:"pending"`
-	Warnings   []string          `json:"warnings"`
-	Key        string            `json:"key"`
+	// FlowsUnnoted counts packets that passed, but belong to connections that end when the learned address does.
+	FlowsUnnoted uint64   `json:"flows_unnoted"`
+	LastError    string   `json:"last_error"`
+	Pending      bool     `json:"pending"`
+	Warnings     []string `json:"warnings"`
+	Key          string   `json:"key"`
 }
 
 // learnedRecord is an address that names have opened, for the same ports. Remaining is in whole seconds: "90s".
@@ -96,13 +98,14 @@ func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
 		Applied: appliedRecord{
 			Revision: r.GetApplied().GetRevision(), PolicyName: r.GetApplied().GetPolicyName(), Audit: r.GetApplied().GetAudit(),
 		},
-		OwnPolicy: r.GetOwnPolicy(),
-		Learned:   []learnedRecord{},
-		Drops:     r.GetDrops(),
-		LastError: r.GetLastError(),
-		Pending:   r.GetPending(),
-		Warnings:  orEmpty(r.GetWarnings()),
-		Key:       r.GetKey(),
+		OwnPolicy:    r.GetOwnPolicy(),
+		Learned:      []learnedRecord{},
+		Drops:        r.GetDrops(),
+		FlowsUnnoted: r.GetFlowsUnnoted(),
+		LastError:    r.GetLastError(),
+		Pending:      r.GetPending(),
+		Warnings:     orEmpty(r.GetWarnings()),
+		Key:          r.GetKey(),
 	}
 	if record.Drops == nil {
 		record.Drops = map[string]uint64{}
@@ -178,6 +181,9 @@ func (r showRecord) print(w io.Writer) error {
 		add("refused", fmt.Sprintf("%d queries", r.Attachment.DNSQueriesBlocked))
 	}
 	add("allowed", fmt.Sprintf("%d packets", r.Attachment.PacketsAllowed))
+	if r.FlowsUnnoted > 0 {
+		add("  unnoted", fmt.Sprintf("%d: limits.flows was reached, so their connections end when the learned address does", r.FlowsUnnoted))
+	}
 	add("blocked", fmt.Sprintf("%d packets", r.Attachment.PacketsBlocked))
 	for _, reason := range slices.Sorted(maps.Keys(r.Drops)) {
 		add("  "+reason, fmt.Sprint(r.Drops[reason]))

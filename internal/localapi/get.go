@@ -35,18 +35,19 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 	if st.Applied >= a.Revision {
 		revision = a.PolicyRevision
 	}
-	info, drops := s.info(a, st)
+	info, counters := s.info(a, st)
 	response := &netfencev1.GetResponse{
-		Attachment: info,
-		Policy:     update,
-		Applied:    wire.Applied(revision, inForce, st.LastError),
-		Drops:      drops,
-		Direction:  info.GetDirection(),
-		Pending:    a.Pending,
-		Warnings:   warnings(a),
-		Key:        a.Key,
-		Learned:    learned(s.opts.Learned(a.ID)),
-		OwnPolicy:  a.OwnPolicy,
+		Attachment:   info,
+		Policy:       update,
+		Applied:      wire.Applied(revision, inForce, st.LastError),
+		Drops:        counters.Drops,
+		Direction:    info.GetDirection(),
+		Pending:      a.Pending,
+		Warnings:     warnings(a),
+		Key:          a.Key,
+		Learned:      learned(s.opts.Learned(a.ID)),
+		OwnPolicy:    a.OwnPolicy,
+		FlowsUnnoted: counters.FlowsUnnoted,
 	}
 	if st.LastError != nil {
 		response.LastError = st.LastError.Error()
@@ -100,8 +101,8 @@ func (s *Server) problems(list []string) []string {
 	return list
 }
 
-// info is the attachment as List has it, and its drops by reason.
-func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.AttachmentInfo, map[string]uint64) {
+// info is the attachment as List has it, and all of its counters.
+func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.AttachmentInfo, Counters) {
 	p := inForce(st)
 	info := &netfencev1.AttachmentInfo{
 		Id:         a.ID,
@@ -122,11 +123,11 @@ func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.Attachme
 	}
 	counters, ok := s.opts.Counters(a.ID)
 	if !ok { // not in the kernel yet, or no more
-		return info, nil
+		return info, Counters{}
 	}
 	info.PacketsAllowed, info.PacketsBlocked = counters.PacketsAllowed, counters.PacketsBlocked
 	info.DnsQueriesAllowed, info.DnsQueriesBlocked = counters.DNSQueriesAllowed, counters.DNSQueriesBlocked
-	return info, counters.Drops
+	return info, counters
 }
 
 // inForce is block-all until the kernel was first seen to hold something else.

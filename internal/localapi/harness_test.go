@@ -214,7 +214,7 @@ func (k *fakeKernel) counters(id string) (Counters, bool) {
 		return Counters{}, false
 	}
 	return Counters{
-		PacketsAllowed: 12, PacketsBlocked: 3, DNSQueriesAllowed: 5, DNSQueriesBlocked: 2, Drops: map[string]uint64{"no-rule": 3},
+		PacketsAllowed: 12, PacketsBlocked: 3, DNSQueriesAllowed: 5, DNSQueriesBlocked: 2, Drops: map[string]uint64{"no-rule": 3}, FlowsUnnoted: 4,
 	}, true
 }
 

@@ -115,7 +115,7 @@ func TestGet(t *testing.T) {
 			t.Errorf("attachment: %v", info)
 		}
 		if got.GetPolicy().GetMode() != netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST || got.GetApplied().GetRevision() != "r1" ||
-			got.GetDrops()["no-rule"] != 3 || got.GetKey() != "job-7" || got.GetPending() || got.GetLastError() != "" {
+			got.GetDrops()["no-rule"] != 3 || got.GetFlowsUnnoted() != 4 || got.GetKey() != "job-7" || got.GetPending() || got.GetLastError() != "" {
 			t.Errorf("got %v", got)
 		}
 	}

@@ -50,6 +50,8 @@ type Counters struct {
 	DNSQueriesAllowed, DNSQueriesBlocked uint64
 	// Drops counts dropped packets by reason.
 	Drops map[string]uint64
+	// FlowsUnnoted counts packets that passed by a name but whose flow found no room.
+	FlowsUnnoted uint64
 }
 
 // Learned is an address that names have opened, for one set of ports.

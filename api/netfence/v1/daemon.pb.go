@@ -923,7 +923,10 @@ type GetResponse struct {
 	// Addresses that answers to DNS queries have opened and that new flows may go to now.
 	Learned []*LearnedAddress `protobuf:"bytes,10,rep,name=learned,proto3" json:"learned,omitempty"`
 	// The policy is the caller's own (AttachRequest.policy), not a control plane's.
-	OwnPolicy     bool `protobuf:"varint,11,opt,name=own_policy,json=ownPolicy,proto3" json:"own_policy,omitempty"`
+	OwnPolicy bool `protobuf:"varint,11,opt,name=own_policy,json=ownPolicy,proto3" json:"own_policy,omitempty"`
+	// Packets to learned addresses that passed while the attachment had as many flows as it may: such a connection ends
+	// when the address does.
+	FlowsUnnoted  uint64 `protobuf:"varint,12,opt,name=flows_unnoted,json=flowsUnnoted,proto3" json:"flows_unnoted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1033,6 +1036,13 @@ func (x *GetResponse) GetOwnPolicy() bool {
 		return x.OwnPolicy
 	}
 	return false
+}
+
+func (x *GetResponse) GetFlowsUnnoted() uint64 {
+	if x != nil {
+		return x.FlowsUnnoted
+	}
+	return 0
 }
 
 // LearnedAddress is an address that names have opened, for one set of ports.
@@ -1413,7 +1423,7 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"\x93\x04\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\xb8\x04\n" +
 	"\vGetResponse\x12;\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x1b.netfence.v1.AttachmentInfoR\n" +
@@ -1430,7 +1440,8 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\alearned\x18\n" +
 	" \x03(\v2\x1b.netfence.v1.LearnedAddressR\alearned\x12\x1d\n" +
 	"\n" +
-	"own_policy\x18\v \x01(\bR\townPolicy\x1a8\n" +
+	"own_policy\x18\v \x01(\bR\townPolicy\x12#\n" +
+	"\rflows_unnoted\x18\f \x01(\x04R\fflowsUnnoted\x1a8\n" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
