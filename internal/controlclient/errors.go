@@ -4,7 +4,10 @@ package controlclient
 
 import (
 	"fmt"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc/status"
 )
 
 // UnavailableError says that there is no control plane to ask. Cause is what ended the last stream
@@ -18,7 +21,21 @@ func (e *UnavailableError) Error() string {
 	if e.Cause == nil {
 		return fmt.Sprintf("control plane %s: not connected", e.Address)
 	}
-	return fmt.Sprintf("control plane %s: not connected: %v", e.Address, e.Cause)
+	return fmt.Sprintf("control plane %s: not connected: %s (control_plane.attach_when_unreachable: pending would attach closed)",
+		e.Address, Plain(e.Cause))
+}
+
+// Plain takes off what gRPC puts around the text of its errors and of a dialler's.
+func Plain(err error) string {
+	st, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	text := st.Message()
+	if _, cause, dialled := strings.Cut(text, "transport: Error while dialing: "); dialled {
+		text = strings.TrimSuffix(cause, `"`)
+	}
+	return text
 }
 
 // Unwrap gives the cause, so that callers see a cancelled context as one.

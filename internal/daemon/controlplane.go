@@ -85,7 +85,7 @@ func (p *controlPlane) report(s *localapi.Status) {
 	s.ControlPlaneState = connectionStates[link.State]
 	s.ControlPlaneAddress = link.Address
 	if link.Err != nil {
-		s.Problems = append(s.Problems, "control plane "+link.Address+": "+link.Err.Error())
+		s.Problems = append(s.Problems, "control plane "+link.Address+": "+controlclient.Plain(link.Err))
 	}
 	if p.folder == nil {
 		return
