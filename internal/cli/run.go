@@ -57,11 +57,13 @@ command can not be executed, 127 if it is not found.`,
 	flags.StringVar(&o.Report, "report", "", "`FILE` for what was denied, as JSON")
 	flags.StringVar(&o.User, "user", "", "`NAME|UID[:GROUP]` to run as (default who called sudo)")
 	flags.BoolVar(&o.AsRoot, "as-root", false, "run as root, though confined, when called by sudo")
-	cmd.MarkFlagsMutuallyExclusive("user", "as-root")
 	configFlag(cmd, &file)
 	cmd.RunE = a.run(func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return usagef("run: name a command (see `netfenced run --help`)")
+		}
+		if o.User != "" && o.AsRoot {
+			return usagef("run: --user and --as-root exclude each other (see `netfenced run --help`)")
 		}
 		var err error
 		if o.Config, err = a.load(file); err != nil {
