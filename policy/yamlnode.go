@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/netfence/netfence/internal/spelling"
 )
 
 // key is a known key of a mapping and how its value is read.
@@ -189,39 +191,9 @@ func boolean(v *bool) func(*yaml.Node) error {
 
 // didYouMean returns a hint when one of the known words is close.
 func didYouMean(word string, known []string) string {
-	best, distance := "", 3
-	for _, k := range known {
-		d := editDistance(word, k)
-		if d < distance && d < len(k) || d == distance && best != "" && k < best {
-			best, distance = k, d
-		}
-	}
+	best := spelling.Nearest(word, known)
 	if best == "" {
 		return ""
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// editDistance is Levenshtein's, or something large for words far too long.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substituted := diagonal
-			if a[i] != b[j] {
-				substituted++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(substituted, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/netfence/netfence/internal/spelling"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -233,7 +234,7 @@ func orFile(section string) string {
 }
 
 func didYouMean(got string, known []string) string {
-	if name := nearest(got, known); name != "" {
+	if name := spelling.Nearest(got, known); name != "" {
 		return " (did you mean " + name + "?)"
 	}
 	return ""

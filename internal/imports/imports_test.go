@@ -23,7 +23,8 @@ const (
 // what is only built for tests. A new package needs a row.
 var table = map[string][]string{
 	api:                      {},
-	"policy":                 {},
+	"internal/spelling":      {},
+	"policy":                 {"internal/spelling"},
 	"internal/target":        {},
 	"internal/testenv":       {},
 	"internal/wire":          {api, "policy"},
@@ -35,7 +36,7 @@ var table = map[string][]string{
 	"internal/intercept":     {"internal/datapath", "internal/dnsproxy"},
 	"internal/confine":       {},
 	"internal/run":           {api, "internal/confine", "policy", "internal/wire", "internal/config", "internal/target", "internal/events", "internal/datapath", "internal/dnsproxy", "internal/intercept"},
-	"internal/config":        {"policy"},
+	"internal/config":        {"policy", "internal/spelling"},
 	"internal/reconciler":    {"policy", "internal/state", "internal/target"},
 	"internal/localapi":      {api, "policy", "internal/wire", "internal/state", "internal/target", "internal/events"},
 	"internal/controlclient": {api, "policy", "internal/wire", "internal/state", "internal/target"},
