@@ -119,7 +119,8 @@ func Remove() error {
 // port meanwhile: who took it now would lose a route of its own.
 func removeUnused(port uint16) error {
 	conn, err := net.ListenPacket("udp4", "0.0.0.0:"+strconv.Itoa(int(port)))
-	if errors.Is(err, unix.EADDRINUSE) {
+	// EPERM: an attachment around this process keeps the port for its listener.
+	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EPERM) {
 		return nil
 	}
 	if err != nil {

@@ -122,6 +122,26 @@ func TestAnotherInTheKilledListenersPlace(t *testing.T) {
 	answered(t, index, asked, ask(t, nil, cg, asked...))
 }
 
+var remove = testenv.NewFunc("remove", func([]string) error { return intercept.Remove() })
+
+// Who is filtered, as a run inside of an attached cgroup is, leaves the
+// listener's route alone, and fails for nothing.
+func TestRemoveInsideOfAnAttachment(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	cg := testenv.NewCgroup(t)
+	d := open(t)
+	attach(t, d, cgroupTarget(t, cg), everywhere())
+	front(t, intercept.OpenCgroups, d)
+	cmd := remove.Command()
+	testenv.Start(t, cmd, nil, cg)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if routes := dnsRoutes(t); len(routes) != 1 {
+		t.Errorf("routes %v, want that of the listener", routes)
+	}
+}
+
 // devices are the ends of veths that lead to listeners.
 func devices(t *testing.T) []string {
 	t.Helper()
