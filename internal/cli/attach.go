@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/internal/policyfile"
 	"github.com/netfence/netfence/internal/wire"
 )
 
@@ -104,7 +105,7 @@ func (f attachFlags) request(cmd *cobra.Command) (*netfencev1.AttachRequest, err
 
 // ownPolicy reads the file of --policy.
 func (a *app) ownPolicy(path string) (*netfencev1.BulkUpdate, error) {
-	file, err := readPolicy(path)
+	file, err := policyfile.Read(path)
 	if err != nil {
 		return nil, err
 	}

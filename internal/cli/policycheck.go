@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/netfence/netfence/internal/policyfile"
 )
 
 // checkRecord is what -o json prints.
@@ -116,14 +119,14 @@ func checkFile(path string, asked *question) fileRecord {
 }
 
 func (r *fileRecord) check(asked *question) error {
-	if slices.Contains(setsNames, filepath.Base(r.File)) {
-		sets, err := readSets(r.File)
+	if slices.Contains(policyfile.SetsNames, filepath.Base(r.File)) {
+		sets, err := policyfile.ReadSets(r.File)
 		for _, set := range sets {
 			r.Rules += len(set)
 		}
 		return err
 	}
-	file, err := readPolicy(r.File)
+	file, err := policyfile.Read(r.File)
 	if err != nil {
 		return err
 	}
@@ -163,4 +166,12 @@ func (a *app) printCheck(record checkRecord, output format) error {
 	_, outErr := io.WriteString(a.stdout, results.String())
 	_, errErr := io.WriteString(a.stderr, troubles.String())
 	return errors.Join(outErr, errErr)
+}
+
+func pathCause(err error) error {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr.Err
+	}
+	return err
 }

@@ -15,11 +15,9 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/netfence/netfence/internal/policyfile"
 	"github.com/netfence/netfence/policy"
 )
-
-// setsNames are the files whose sets every other may use.
-var setsNames = []string{"sets.yaml", "sets.yml"}
 
 // reader makes one snapshot from the folder and the snapshot before.
 type reader struct {
@@ -40,7 +38,7 @@ func read(opts *Options, old *snapshot) *snapshot {
 	r.changed = missing != old.missing || old.err != nil || old.unread
 
 	shared, sum := make(policy.Sets), sha256.New()
-	for _, name := range setsNames {
+	for _, name := range policyfile.SetsNames {
 		if !slices.Contains(names, name) {
 			continue
 		}
@@ -55,7 +53,7 @@ func read(opts *Options, old *snapshot) *snapshot {
 	}
 	used := sum.Sum(nil)
 	for _, name := range names {
-		if slices.Contains(setsNames, name) {
+		if slices.Contains(policyfile.SetsNames, name) {
 			continue
 		}
 		r.read(name, used, func(data []byte) (*good, error) {

@@ -28,6 +28,7 @@ var table = map[string][]string{
 	"internal/target":        {},
 	"internal/testenv":       {},
 	"internal/wire":          {api, "policy"},
+	"internal/policyfile":    {"policy", "internal/wire"},
 	"controlplane":           {api, "policy", "internal/wire"},
 	"internal/state":         {"policy", "internal/target"},
 	"internal/events":        {},
@@ -35,13 +36,13 @@ var table = map[string][]string{
 	"internal/dnsproxy":      {"policy", "internal/datapath", "internal/events"},
 	"internal/intercept":     {"internal/datapath", "internal/dnsproxy"},
 	"internal/confine":       {},
-	"internal/run":           {api, "internal/confine", "policy", "internal/wire", "internal/config", "internal/target", "internal/events", "internal/datapath", "internal/dnsproxy", "internal/intercept"},
+	"internal/run":           {api, "internal/confine", "policy", "internal/policyfile", "internal/wire", "internal/config", "internal/target", "internal/events", "internal/datapath", "internal/dnsproxy", "internal/intercept"},
 	"internal/config":        {"policy", "internal/spelling"},
 	"internal/reconciler":    {"policy", "internal/state", "internal/target"},
 	"internal/localapi":      {api, "policy", "internal/wire", "internal/state", "internal/target", "internal/events"},
 	"internal/controlclient": {api, "policy", "internal/wire", "internal/state", "internal/target"},
-	"internal/folder":        {api, "policy", "internal/wire", "internal/state", "internal/target"},
-	"internal/cli":           {api, "policy", "internal/wire", "internal/config", "internal/run"},
+	"internal/folder":        {api, "policy", "internal/policyfile", "internal/wire", "internal/state", "internal/target"},
+	"internal/cli":           {api, "policy", "internal/policyfile", "internal/wire", "internal/config", "internal/run"},
 }
 
 // free may import all of ours: the daemon wires, the rest stands outside.

@@ -4,8 +4,8 @@ package run
 
 import (
 	"fmt"
-	"os"
 
+	"github.com/netfence/netfence/internal/policyfile"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -32,13 +32,8 @@ func (o *Options) policy() (*policy.Policy, []string, error) {
 	return p, warnings, nil
 }
 
-// readPolicy reads one file of a policy folder, without the folder.
 func readPolicy(path string) (*policy.Policy, []string, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("policy %s: %w", path, cause(err))
-	}
-	file, err := policy.ParseFile(path, data)
+	file, err := policyfile.Read(path)
 	if err != nil {
 		return nil, nil, err
 	}

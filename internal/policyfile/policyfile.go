@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+// Package policyfile reads one file of a policy folder, for commands that are given its name.
+package policyfile
 
 import (
 	"errors"
@@ -14,12 +15,12 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// setsNames are the files whose sets the others of a folder may use.
-var setsNames = []string{"sets.yaml", "sets.yml"}
+// SetsNames are the files whose sets the others of a folder may use.
+var SetsNames = []string{"sets.yaml", "sets.yml"}
 
-// readPolicy reads a policy file with the sets beside it, and judges what the daemon would judge.
-func readPolicy(path string) (*policy.File, error) {
-	if slices.Contains(setsNames, filepath.Base(path)) {
+// Read reads a policy file with the sets beside it, and judges what the daemon would judge.
+func Read(path string) (*policy.File, error) {
+	if slices.Contains(SetsNames, filepath.Base(path)) {
 		return nil, fmt.Errorf("policy %s: holds sets, which other files use, and no policy", path)
 	}
 	data, err := os.ReadFile(path)
@@ -40,7 +41,8 @@ func readPolicy(path string) (*policy.File, error) {
 	return file, nil
 }
 
-func readSets(path string) (policy.Sets, error) {
+// ReadSets reads a file that holds sets.
+func ReadSets(path string) (policy.Sets, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("sets %s: %w", path, pathCause(err))
@@ -51,9 +53,9 @@ func readSets(path string) (policy.Sets, error) {
 // setsBeside reads the sets that a file shares with its folder.
 func setsBeside(path string) (policy.Sets, error) {
 	all := policy.Sets{}
-	for _, name := range setsNames {
+	for _, name := range SetsNames {
 		beside := filepath.Join(filepath.Dir(path), name)
-		sets, err := readSets(beside)
+		sets, err := ReadSets(beside)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -62,7 +64,7 @@ func setsBeside(path string) (policy.Sets, error) {
 		}
 		for name, rules := range sets {
 			if _, ok := all[name]; ok {
-				return nil, fmt.Errorf("sets %s: %s is in %s too", beside, name, setsNames[0])
+				return nil, fmt.Errorf("sets %s: %s is in %s too", beside, name, SetsNames[0])
 			}
 			all[name] = rules
 		}
@@ -86,6 +88,7 @@ func usable(p *policy.Policy) error {
 	return err
 }
 
+// pathCause drops what the standard library says of operation and path.
 func pathCause(err error) error {
 	var pathErr *fs.PathError
 	if errors.As(err, &pathErr) {
