@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -243,100 +242,6 @@ func TestShares(t *testing.T) {
 	}
 }
 
-func dial(t testing.TB, network, addr string) net.Conn {
-	t.Helper()
-	c, err := net.Dial(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// TestStream holds that one connection carries many queries, split and joined
-// in any way, and that what is no query ends only itself.
-func TestStream(t *testing.T) {
-	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
-	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
-	c := dial(t, "tcp", w.addr)
-	var out []byte
-	want := map[uint16]bool{}
-	for range 50 {
-		q := questionFor("a.example", dns.TypeA)
-		want[q.Id] = true
-		b := packed(t, q)
-		out = append(append(out, byte(len(b)>>8), byte(len(b))), b...)
-	}
-	broken := packed(t, questionFor("a.example", dns.TypeA))[:20]
-	want[uint16(broken[0])<<8|uint16(broken[1])] = true
-	out = append(append(out, 0, 20), broken...)
-	out = append(out, 0, 0) // an empty message deserves no answer
-	for _, part := range [][]byte{out[:1], out[1:3], out[3:100], out[100:]} {
-		if _, err := c.Write(part); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil { // what was asked is answered all the same
-		t.Fatal(err)
-	}
-	in := &dns.Conn{Conn: c}
-	for range len(want) {
-		m, err := in.ReadMsg()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !want[m.Id] {
-			t.Errorf("answered twice or unasked: %v", m)
-		}
-		delete(want, m.Id)
-	}
-	if _, err := in.ReadMsg(); !errors.Is(err, io.EOF) {
-		t.Errorf("the connection goes on: %v", err)
-	}
-}
-
-// TestConnections holds that idle, slow, greedy and superfluous connections end.
-func TestConnections(t *testing.T) {
-	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
-	w := serve(t, Options{IdleTimeout: 100 * time.Millisecond, MaxConns: 3}, []*resolver{up}, allowlist("*"))
-	idle, slow, greedy := dial(t, "tcp", w.addr), dial(t, "tcp", w.addr), dial(t, "tcp", w.addr)
-	for c, b := range map[net.Conn][]byte{slow: {0, 40, 1}, greedy: {0xff, 0xff, 1}} {
-		if _, err := c.Write(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, c := range map[string]net.Conn{"idle": idle, "slow": slow, "greedy": greedy} {
-		// A close with data unread is a reset.
-		if n, err := c.Read(make([]byte, 1)); n != 0 || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %d, %v", name, n, err)
-		}
-	}
-	w = serve(t, Options{MaxConns: 1}, []*resolver{up}, allowlist("*"))
-	first := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
-	if err := first.WriteMsg(questionFor("a.example", dns.TypeA)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.ReadMsg(); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := dial(t, "tcp", w.addr).Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("a second connection is served: %v", err)
-	}
-	first.Close()
-	for { // its place is free once the server has seen it
-		c := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
-		if err := c.WriteMsg(questionFor("a.example", dns.TypeA)); err == nil {
-			if _, err = c.ReadMsg(); err == nil {
-				break
-			}
-		}
-		c.Close()
-	}
-}
-
 // broken is a socket that fails.
 type broken struct {
 	err    error
@@ -375,35 +280,6 @@ func TestBrokenSocket(t *testing.T) {
 				t.Error("not closed")
 			}
 		})
-	}
-}
-
-// TestConnectionOfAnotherTime holds that a connection ends with the attachment
-// that it came from: its index may be somebody else's by then.
-func TestConnectionOfAnotherTime(t *testing.T) {
-	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
-	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
-	c := &dns.Conn{Conn: dial(t, "tcp", w.addr)}
-	exchange := func() error {
-		if err := c.WriteMsg(questionFor("a.example", dns.TypeA)); err != nil {
-			return err
-		}
-		_, err := c.ReadMsg()
-		return err
-	}
-	if err := exchange(); err != nil {
-		t.Fatal(err)
-	}
-	w.kernel.mu.Lock()
-	chain := slices.Clone(w.kernel.chains[index])
-	chain[0].ID = "somebody else"
-	w.kernel.chains[index] = chain
-	w.kernel.mu.Unlock()
-	if err := exchange(); err == nil {
-		t.Error("answered as somebody else")
-	}
-	if taught := w.kernel.taught(); len(taught) != 1 {
-		t.Errorf("taught %+v", taught)
 	}
 }
 
