@@ -55,11 +55,15 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 	return response, nil
 }
 
+// maxNames bounds the names of one learned address: a workload that owns a name can have any number of others point
+// to the same address, and to each of them as many more.
+const maxNames = 8
+
 func learned(list []Learned) []*netfencev1.LearnedAddress {
 	addresses := make([]*netfencev1.LearnedAddress, len(list))
 	for i, l := range list {
 		addresses[i] = &netfencev1.LearnedAddress{
-			Address: l.Addr.String(), Names: l.Names, Ports: wire.PortRanges(l.Ports), Remaining: durationpb.New(l.Remaining),
+			Address: l.Addr.String(), Names: l.Names[:min(len(l.Names), maxNames)], Ports: wire.PortRanges(l.Ports), Remaining: durationpb.New(l.Remaining),
 		}
 	}
 	return addresses

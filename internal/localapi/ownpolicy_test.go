@@ -184,7 +184,7 @@ func TestDNS(t *testing.T) {
 			return []Learned{{
 				Addr: netip.MustParseAddr("192.0.2.1"), Names: []string{"pypi.org", "files.pypi.org"}, Remaining: 90 * time.Second,
 				Ports: []policy.Ports{{First: 443, Last: 443, Protocol: policy.TCP}},
-			}}
+			}, {Addr: netip.MustParseAddr("192.0.2.2"), Names: slices.Repeat([]string{"many.example"}, 100)}}
 		}
 	})
 	r, err := e.client.Attach(t.Context(), attachInterface("eth0", "job-7"))
@@ -209,7 +209,7 @@ func TestDNS(t *testing.T) {
 			t.Errorf("got %v", info)
 		}
 	}
-	if len(got.GetLearned()) != 1 {
+	if len(got.GetLearned()) != 2 || len(got.GetLearned()[1].GetNames()) != 8 {
 		t.Fatalf("learned: %v", got.GetLearned())
 	}
 	l := got.GetLearned()[0]

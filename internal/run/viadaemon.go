@@ -29,6 +29,8 @@ const (
 	// lastWords is how long events of drops that the kernel has counted may take to arrive. What was lost is told
 	// once a second.
 	lastWords = 1500 * time.Millisecond
+	// maxResponseBytes bounds what the daemon may answer.
+	maxResponseBytes = 64 << 20
 )
 
 // viaDaemon is a fence that the daemon holds.
@@ -57,7 +59,9 @@ func dialDaemon(socket, id string, t *tally) (*viaDaemon, error) {
 		return nil, fmt.Errorf("daemon's socket %s: %w", socket, err)
 	}
 	probe.Close()
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// A large policy comes back with the counters, and what was learned.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)))
 	if err != nil {
 		return nil, fmt.Errorf("daemon's socket %s: %w", socket, err)
 	}
@@ -135,8 +139,11 @@ func (d *viaDaemon) hearOut(ctx context.Context) error {
 		return nil
 	}
 	got, err := d.daemon.Get(ctx, &netfencev1.GetRequest{Id: d.id})
+	if status.Code(err) == codes.Unavailable {
+		return nil // Detach says so
+	}
 	if err != nil {
-		return nil //nolint:nilerr // Detach says so
+		return fmt.Errorf("what the daemon counted: %w", err)
 	}
 	var counted uint64
 	for _, n := range got.GetDrops() {

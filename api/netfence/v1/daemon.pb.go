@@ -1050,7 +1050,7 @@ type LearnedAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The address.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	// Names that answers had it under, the newest first: lower case, without final dot.
+	// Names that answers had it under, the newest first, 8 at most: lower case, without final dot.
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// Ports that it is open for; none: every protocol.
 	Ports []*PortRange `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
