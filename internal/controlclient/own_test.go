@@ -14,18 +14,23 @@ import (
 
 // An attachment that was given its policy locally does not exist for the control plane, whatever the peer tries.
 func TestOwnPolicyIsNeverAnnounced(t *testing.T) {
-	bubble(t, func(h *harness) {
-		own := func(id string) {
-			h.create(state.Attachment{ID: id, Policy: denylist(), OwnPolicy: true})
-			h.settled(id)
-		}
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, func(o *Options) {
+			o.Counters = func(string) (Stats, bool) { return Stats{PacketsAllowed: 1}, true }
+		})
+		own := func(id string) { h.create(state.Attachment{ID: id, Policy: denylist(), OwnPolicy: true}) }
+		// Before anything runs: a client that is faster than the test would announce it afterwards.
 		own("mine")
-		h.live("theirs", "r1", denylist())
+		h.create(state.Attachment{ID: "theirs", Policy: denylist(), PolicyRevision: "r1"})
+		h.start()
+		h.settled("mine")
+		h.settled("theirs")
 		s, sync := h.connect()
 		if len(sync.GetAttachments()) != 1 || sync.GetAttachments()[0].GetId() != "theirs" {
 			t.Errorf("sync request: %v", sync)
 		}
 		own("later")
+		h.settled("later")
 		beat := s.recv().GetHeartbeat()
 		if beat == nil || slices.ContainsFunc(beat.GetStats(), func(a *netfencev1.AttachmentStats) bool { return a.GetId() != "theirs" }) ||
 			len(beat.GetStats()) != 1 {
@@ -57,7 +62,5 @@ func TestOwnPolicyIsNeverAnnounced(t *testing.T) {
 		if gone := s.recv().GetUnsubscribed(); gone.GetId() != "theirs" {
 			t.Errorf("detached: %v", gone)
 		}
-	}, func(o *Options) {
-		o.Counters = func(string) (Stats, bool) { return Stats{PacketsAllowed: 1}, true }
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc"
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
@@ -207,7 +208,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	d.api.Stop(timeout)
-	return <-failed
+	if err := <-failed; !errors.Is(err, grpc.ErrServerStopped) { // which is what it says when it was stopped before it began
+		return err
+	}
+	return nil
 }
 
 func (d *daemon) notify(state string) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -19,8 +20,17 @@ import (
 
 // ports are tried in turn, one for each process that listens: privileged, so
 // that no user takes one; below those that bindresvport(3) and the kernel's NFS
-// client choose from; and nobody's at IANA.
-var ports = []uint16{253, 254, 252, 251, 250, 249, 255}
+// client choose from; and nobody's at IANA. There are 45, for a host that runs
+// that many commands without a daemon at once.
+var ports = slices.Concat([]uint16{253, 254, 252, 251, 250, 249, 255}, span(288, 307), span(325, 332), span(334, 343))
+
+func span(first, last uint16) []uint16 {
+	all := make([]uint16, 0, last-first+1)
+	for port := first; port <= last; port++ {
+		all = append(all, port)
+	}
+	return all
+}
 
 // OpenCgroups opens the sockets for the queries of cgroups, and for those that
 // the host sends to an attachment's DNS address. On a machine without IPv6 they
@@ -45,7 +55,8 @@ func OpenCgroups(k Kernel) (*Front, error) {
 			return nil, errors.Join(err, closeErr)
 		}
 	}
-	return nil, fmt.Errorf("listen for DNS queries: ports %d are all in use", ports)
+	return nil, fmt.Errorf("listen for DNS queries: %d ports, %d and others, are all in use (start a daemon: commands share its port)",
+		len(ports), ports[0])
 }
 
 // toCgroups has queries come to the sockets of f.
