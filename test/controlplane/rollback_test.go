@@ -80,8 +80,8 @@ func TestRefusedAck(t *testing.T) {
 	}
 }
 
-// traces are what attachments leave on the machine: pins of links, files of the daemon, sockets that listen where the
-// daemon is.
+// traces are what attachments leave on the machine: pins of links, files of the daemon, sockets at which the
+// daemon listens.
 func traces(t *testing.T, d *harness.Daemon) []string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(d.BPFDir, "v1", "links", "*"))
@@ -97,16 +97,23 @@ func traces(t *testing.T, d *harness.Daemon) []string {
 			found = append(found, filepath.Join(dir, e.Name()))
 		}
 	}
+	sockets := 0
 	for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "unix"} {
-		found = append(found, listeners(t, d.PID(), table)...)
+		listeners := listeners(t, d.PID(), table)
+		sockets += len(listeners)
+		found = append(found, listeners...)
+	}
+	if sockets < 2 {
+		t.Errorf("the daemon listens for nobody: %q", found)
 	}
 	return found
 }
 
-// listeners are the sockets of the process's network namespace that others can send to (proc_pid_net(5)). Those of
-// connections come and go.
+// listeners are the sockets of the process that others can send to (proc_pid_net(5)). Those of connections come and go,
+// and its network namespace has other processes'.
 func listeners(t *testing.T, pid int, table string) []string {
 	t.Helper()
+	own := sockets(t, pid)
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
 	if err != nil {
 		t.Fatal(err)
@@ -115,12 +122,33 @@ func listeners(t *testing.T, pid int, table string) []string {
 	var found []string
 	for line := range strings.Lines(string(text)) {
 		switch fields := strings.Fields(line); {
-		case table == "unix" && len(fields) > 7 && fields[3] == accepts:
+		case table == "unix" && len(fields) > 7 && fields[3] == accepts && own[fields[6]]:
 			found = append(found, table+" "+fields[7])
-		case table != "unix" && (fields[3] == listen || fields[3] == unconnected):
+		case table != "unix" && (fields[3] == listen || fields[3] == unconnected) && own[fields[9]]:
 			found = append(found, table+" "+fields[1])
 		}
 	}
 	slices.Sort(found)
 	return found
+}
+
+// sockets are the inodes of those that a process has open.
+func sockets(t *testing.T, pid int) map[string]bool {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inodes := map[string]bool{}
+	for _, e := range entries {
+		link, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue // closed since
+		}
+		if inode, ok := strings.CutPrefix(link, "socket:["); ok {
+			inodes[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	return inodes
 }
