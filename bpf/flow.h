@@ -78,11 +78,18 @@ static __always_inline void outbound_key(struct flow_key *key, const struct pack
 		key->remote_port = p->dst_port;
 }
 
+/*
+ * flow_end gives the flow's room back to who has it. A packet in flight through a
+ * detach may note one after the last was ended: whoever is next at that index
+ * did not count it.
+ */
 static __always_inline void flow_end(const struct flow_key *key, __u32 attachment)
 {
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
+	struct attachment *owner = bpf_map_lookup_elem(&nf_attachments, &attachment);
 
-	if (!bpf_map_delete_elem(&nf_flows, key) && flows)
+	if (!bpf_map_delete_elem(&nf_flows, key) && flows && owner &&
+	    owner->incarnation == key->incarnation)
 		__sync_fetch_and_add(flows, -1);
 }
 

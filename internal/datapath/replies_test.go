@@ -247,3 +247,52 @@ func TestReplyFlowsAreBounded(t *testing.T) {
 		t.Errorf("another attachment has %d flows, want 1", n)
 	}
 }
+
+// A packet in flight through a detach may note a flow that nobody ends. Whoever
+// is next at the index must not have it counted off its own.
+func TestAFlowOfBeforeIsNobodysRoom(t *testing.T) {
+	d, err := Open(Config{Dir: pinDir(t), MaxFlows: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	target := vethTarget(t, "v0")
+	first := attach(t, d, target)
+	index, _ := d.Index(first)
+	replace(t, d, first, &policy.Policy{Mode: policy.ModeAllowlist})
+	run(t, d.bpf.NfInL2, target, inbound(protoTCP, tcp(5000, 80, flagSYN)))
+	var key bpfFlowKey
+	var straggler bpfFlow
+	if !d.bpf.NfFlows.Iterate().Next(&key, &straggler) {
+		t.Fatal("no flow")
+	}
+	if err := d.Detach(first); err != nil {
+		t.Fatal(err)
+	}
+	straggler.Deadline = 1
+	if err := d.bpf.NfFlows.Put(&key, &straggler); err != nil {
+		t.Fatal(err)
+	}
+	second := attach(t, d, target)
+	if again, ok := d.Index(second); !ok || again != index {
+		t.Fatalf("index %d, want %d again", again, index)
+	}
+	replace(t, d, second, &policy.Policy{Mode: policy.ModeAllowlist})
+	if err := d.endFlows(0); err != nil { // as the sweep does
+		t.Fatal(err)
+	}
+	if d.bpf.NfFlows.Iterate().Next(&key, &straggler) {
+		t.Error("the flow of before is still there")
+	}
+	if n := flows(t, d, second); n != 0 {
+		t.Errorf("%d flows, want 0", n)
+	}
+	run(t, d.bpf.NfInL2, target, inbound(protoTCP, tcp(5000, 80, flagSYN)))
+	if n := flows(t, d, second); n != 1 {
+		t.Errorf("%d flows, want 1", n)
+	}
+}
