@@ -24,7 +24,7 @@ type Event struct {
 }
 
 // DeniedFlow is a packet that was dropped, or a connection that was refused
-// before there was a packet.
+// before there was a packet. With WouldDeny it would have been, but for audit.
 type DeniedFlow struct {
 	Source      netip.AddrPort // zero where it is not known yet
 	Destination netip.AddrPort // port 0 where the packet has none
@@ -32,15 +32,20 @@ type DeniedFlow struct {
 	Length      int            // bytes; 0: refused before there was a packet
 	Reason      string         // as the drop counters name it
 	Names       []string       // under which the address was learned, the newest first
+	Rule        string         // that denied it, as users write it; "": the mode's default
+	WouldDeny   bool           // the policy is in audit: it passed
 }
 
-// DNSDecision is a query and what became of it.
+// DNSDecision is a query and what became of it. One that rules refuse and that
+// the policy's audit has answered all the same is not Allowed, and WouldDeny.
 type DNSDecision struct {
 	Name    string // lower case, without final dot
 	Type    string // "A", "AAAA"
 	Allowed bool
 	Reason  string       // the rule that decided, or what went wrong
 	Learned []netip.Addr // from the answer
+
+	WouldDeny bool
 }
 
 // Trouble is why an allowed query for an address got none; "" if it got one, or if there is none to be had. The

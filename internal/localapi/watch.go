@@ -92,10 +92,13 @@ func wireEvent(e events.Event) *netfencev1.Event {
 			SourceAddress: address(e.Flow.Source.Addr()),
 			SourcePort:    uint32(e.Flow.Source.Port()),
 			Length:        uint32(e.Flow.Length),
+			Rule:          e.Flow.Rule,
+			Audit:         e.Flow.WouldDeny,
 		}}
 	case e.Decision != nil:
 		d := &netfencev1.DnsDecision{
 			Domain: e.Decision.Name, QueryType: e.Decision.Type, Allowed: e.Decision.Allowed, Reason: e.Decision.Reason,
+			Audit: e.Decision.WouldDeny,
 		}
 		for _, a := range e.Decision.Learned {
 			d.Learned = append(d.Learned, a.String())

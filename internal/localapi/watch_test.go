@@ -52,12 +52,13 @@ func TestWatchStreamsEvents(t *testing.T) {
 	at := time.Unix(1700000000, 5)
 	e.hub.Publish(events.Event{Time: at, Attachment: one, Flow: &events.DeniedFlow{
 		Source: netip.MustParseAddrPort("10.0.0.2:4000"), Destination: netip.MustParseAddrPort("[2001:db8::1]:443"),
-		Protocol: 6, Length: 60, Reason: "no-rule", Names: []string{"a.example", "b.example"},
+		Protocol: 6, Length: 60, Reason: "deny-rule", Names: []string{"a.example", "b.example"},
+		Rule: "deny 2001:db8::/32", WouldDeny: true,
 	}})
 	wantBatch(t, all, &netfencev1.EventBatch{Number: 2, Events: []*netfencev1.Event{{
 		Time: timestamppb.New(at), Id: one, Event: &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
-			Address: "2001:db8::1", Port: 443, IpProtocol: 6, Reason: "no-rule", Names: []string{"a.example", "b.example"},
-			SourceAddress: "10.0.0.2", SourcePort: 4000, Length: 60,
+			Address: "2001:db8::1", Port: 443, IpProtocol: 6, Reason: "deny-rule", Names: []string{"a.example", "b.example"},
+			SourceAddress: "10.0.0.2", SourcePort: 4000, Length: 60, Rule: "deny 2001:db8::/32", Audit: true,
 		}},
 	}}})
 	e.hub.Publish(events.Event{Time: at, Attachment: other, Decision: &events.DNSDecision{
