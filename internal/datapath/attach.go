@@ -9,7 +9,6 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -170,12 +169,12 @@ func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target
 	if isInterface(a.record) {
 		var g errgroup.Group // each waits for RCU
 		for _, h := range hooks {
-			g.Go(func() error { return h.onInterface(dir, t.Ifindex) })
+			g.Go(func() error { return h.by.hold(h, dir, t) })
 		}
 		return g.Wait()
 	}
 	for _, h := range hooks {
-		if err := h.onCgroup(dir, t.Name); err != nil {
+		if err := h.by.hold(h, dir, t); err != nil {
 			return err
 		}
 		if h.name != verdictHook {
@@ -183,7 +182,7 @@ func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target
 		}
 		// The path may lead to another cgroup by now. Storage can be written
 		// only once a program is there; until then it is zero, which is closed.
-		if err := d.holds(h, dir, a.record); err != nil {
+		if err := h.by.verify(h, dir, a.record); err != nil {
 			return err
 		}
 		if err := d.own(a); err != nil {
@@ -191,25 +190,6 @@ func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target
 		}
 	}
 	return nil
-}
-
-// holds checks that a pinned link sits on the target of r.
-func (d *Datapath) holds(h hook, dir string, r bpfAttachment) error {
-	l, err := link.LoadPinnedLink(h.pin(dir), nil)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", h.name, err)
-	}
-	info, err := l.Info()
-	if err := errors.Join(err, l.Close()); err != nil {
-		return fmt.Errorf("link %s: %w", h.name, err)
-	}
-	if tcx := info.TCX(); tcx != nil && tcx.Ifindex == r.Ifindex {
-		return nil
-	}
-	if cgroup := info.Cgroup(); cgroup != nil && cgroup.CgroupId == r.Scope {
-		return nil
-	}
-	return fmt.Errorf("link %s: %w", h.name, ErrVanished)
 }
 
 // reattach is Attach for an id that the kernel knows.
@@ -235,7 +215,7 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 		}
 	}
-	if err := d.holds(hooks[0], dir, a.record); err != nil {
+	if err := hooks[0].by.verify(hooks[0], dir, a.record); err != nil {
 		return err
 	}
 	if err := d.own(a); err != nil {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -177,7 +176,7 @@ func (d *Datapath) updateLinks() error {
 	for id, a := range d.known {
 		g.Go(func() error {
 			for _, h := range d.hooks(a.record) {
-				if err := h.update(d.pins.attached(id)); err != nil {
+				if err := h.by.update(h, d.pins.attached(id)); err != nil {
 					return fmt.Errorf("attachment %s: link %s: %w", id, h.name, err)
 				}
 			}
@@ -185,26 +184,6 @@ func (d *Datapath) updateLinks() error {
 		})
 	}
 	return g.Wait()
-}
-
-// update swaps the program of a pinned link. A missing pin is put back by
-// Attach; a link whose target is gone has no program to swap.
-func (h hook) update(dir string) error {
-	l, err := link.LoadPinnedLink(h.pin(dir), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if h.program == nil {
-		return errors.Join(errOnlyCgroups, l.Close())
-	}
-	err = l.Update(h.program)
-	if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {
-		err = nil
-	}
-	return errors.Join(err, l.Close())
 }
 
 // readArray copies a whole array map.

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -106,23 +105,6 @@ func removeLinks(dir string) error {
 		errs = append(errs, removeLink(last))
 	}
 	return errors.Join(append(errs, os.Remove(dir))...)
-}
-
-// removeLink detaches before it unpins: the kernel ends a link that has lost
-// its last reference only a little later.
-func removeLink(path string) error {
-	l, err := link.LoadPinnedLink(path, nil)
-	if err != nil {
-		return errors.Join(fmt.Errorf("pinned link %s: %w", path, err), os.Remove(path))
-	}
-	err = l.Detach()
-	if errors.Is(err, unix.ENOLINK) { // its target is gone
-		err = nil
-	}
-	if err != nil {
-		err = fmt.Errorf("detach link %s: %w", path, err)
-	}
-	return errors.Join(err, l.Close(), os.Remove(path))
 }
 
 // RemoveAll ends every attachment of any ABI below dir and removes the maps. It

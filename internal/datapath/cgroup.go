@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/netfence/netfence/internal/target"
+)
+
+// cgroup holds programs on cgroups.
+type cgroup struct{ pinnedLink }
+
+func (c cgroup) hold(h hook, dir string, t target.Target) error {
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: t.Name, Attach: h.attach, Program: h.program})
+	return c.pin(h, dir, l, err)
+}
+
+func (c cgroup) verify(h hook, dir string, r bpfAttachment) error {
+	info, err := c.info(h, dir)
+	if err != nil {
+		return err
+	}
+	if on := info.Cgroup(); on == nil || on.CgroupId != r.Scope {
+		return fmt.Errorf("link %s: %w", h.name, ErrVanished)
+	}
+	return nil
+}
