@@ -207,7 +207,7 @@ func TestBrokenPolicyRollsBack(t *testing.T) {
 	if list := i.list(t); len(list) > 0 {
 		t.Errorf("left: %v", list)
 	}
-	if links, err := filepath.Glob(filepath.Join(i.config.BPFDir, "v1/links/*")); err != nil || len(links) > 0 {
+	if links, err := filepath.Glob(filepath.Join(i.config.BPFDir, "v2/links/*")); err != nil || len(links) > 0 {
 		t.Errorf("left pinned: %v, %v", links, err)
 	}
 	st, err := i.client.GetStatus(t.Context(), &emptypb.Empty{})

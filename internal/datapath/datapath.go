@@ -11,9 +11,9 @@
 //
 // Pins, below Config.Dir:
 //
-//	v1/maps/NAME       the maps
-//	v1/links/ID/HOOK   the links of an attachment
-//	v1/links/tmp_ID/   one being attached or detached; removed by Open
+//	v2/maps/NAME       the maps
+//	v2/links/ID/HOOK   the links of an attachment
+//	v2/links/tmp_ID/   one being attached or detached; removed by Open
 //
 // The kernel side describes itself: Open needs no other state than the pins.
 package datapath

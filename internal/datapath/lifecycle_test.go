@@ -246,19 +246,6 @@ func TestVanishedTargets(t *testing.T) {
 	}
 }
 
-func TestNewerABIIsLeftAlone(t *testing.T) {
-	dir := pinDir(t)
-	if err := os.MkdirAll(filepath.Join(dir, "v2", "links"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(Config{Dir: dir}); err == nil {
-		t.Fatal("opened beside a newer ABI")
-	}
-	if _, err := os.Stat(pins(dir).base()); !os.IsNotExist(err) {
-		t.Errorf("created pins beside a newer ABI: %v", err)
-	}
-}
-
 func TestRemoveAll(t *testing.T) {
 	dir := pinDir(t)
 	d, err := Open(Config{Dir: dir})

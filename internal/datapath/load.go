@@ -58,25 +58,25 @@ func (c Config) shrink(spec *ebpf.CollectionSpec) {
 	}
 }
 
-// assign loads maps and programs into objects. Most of it is the verifier's time,
-// so the programs are loaded side by side, the largest first.
-func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath string, kernel *btf.Cache) (err error) {
+// assign loads maps and programs into objects, with the maps that are open already. Most of it is
+// the verifier's time, so the programs are loaded side by side, the largest first.
+func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, opened map[string]*ebpf.Map, kernel *btf.Cache) (err error) {
 	shared, err := ebpf.NewCollectionWithOptions(
 		&ebpf.CollectionSpec{Maps: spec.Maps, Variables: spec.Variables, Types: spec.Types, ByteOrder: spec.ByteOrder},
-		ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pinPath}, Cache: kernel},
+		ebpf.CollectionOptions{MapReplacements: opened, Cache: kernel},
 	)
 	if err != nil {
 		return err
 	}
 	defer shared.Close() // what is not assigned
 
-	fields := programFields(&objects.bpfPrograms)
+	programs := fields[ebpf.Program](&objects.bpfPrograms)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, objects.bpfPrograms.Close())
 		}
 	}()
-	names := slices.SortedFunc(maps.Keys(fields), func(a, b string) int {
+	names := slices.SortedFunc(maps.Keys(programs), func(a, b string) int {
 		return cmp.Compare(len(spec.Programs[b].Instructions), len(spec.Programs[a].Instructions))
 	})
 	var g errgroup.Group
@@ -97,7 +97,7 @@ func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath s
 				return fmt.Errorf("program %s: %w", name, err)
 			}
 			defer one.Close() // the maps are copies
-			*fields[name] = one.Programs[name]
+			*programs[name] = one.Programs[name]
 			delete(one.Programs, name)
 			return nil
 		})
@@ -108,14 +108,14 @@ func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, pinPath s
 	return errors.Join(shared.Assign(&objects.bpfMaps), shared.Assign(&objects.bpfVariables))
 }
 
-// programFields finds the fields of p by the names of the programs.
-func programFields(p *bpfPrograms) map[string]**ebpf.Program {
-	fields := make(map[string]**ebpf.Program)
-	v := reflect.ValueOf(p).Elem()
+// fields finds those of a generated struct by the names of what they hold.
+func fields[T any](objects any) map[string]**T {
+	found := make(map[string]**T)
+	v := reflect.ValueOf(objects).Elem()
 	for i := range v.NumField() {
-		if field, ok := v.Field(i).Addr().Interface().(**ebpf.Program); ok {
-			fields[v.Type().Field(i).Tag.Get("ebpf")] = field
+		if field, ok := v.Field(i).Addr().Interface().(**T); ok {
+			found[v.Type().Field(i).Tag.Get("ebpf")] = field
 		}
 	}
-	return fields
+	return found
 }

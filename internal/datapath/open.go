@@ -27,10 +27,8 @@ import (
 // What a crash left half attached or half detached is removed.
 func Open(cfg Config) (*Datapath, error) {
 	p := pins(cfg.Dir)
-	if err := p.checkABI(); err != nil {
-		return nil, err
-	}
-	if err := p.create(); err != nil {
+	version, err := p.pinned()
+	if err != nil {
 		return nil, err
 	}
 	if cfg.Log == nil {
@@ -40,7 +38,7 @@ func Open(cfg Config) (*Datapath, error) {
 		pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
 		known: make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
 	}
-	if err := d.load(cfg); err != nil {
+	if err := d.load(cfg, version); err != nil {
 		return nil, err
 	}
 	if err := d.unlisten(); err != nil {
@@ -64,7 +62,9 @@ func Open(cfg Config) (*Datapath, error) {
 	return d, nil
 }
 
-func (d *Datapath) load(cfg Config) error {
+// load makes or opens all that Open needs. It writes nothing to what is pinned before it has all,
+// so that a build that cannot run here leaves it to the one that did.
+func (d *Datapath) load(cfg Config, version int) (err error) {
 	// The types of the kernel take a while to read; whoever needs them gets the error.
 	kernel := btf.NewCache()
 	var reading sync.WaitGroup
@@ -93,14 +93,28 @@ func (d *Datapath) load(cfg Config) error {
 		}
 	}
 	cfg.shrink(spec)
-	err = cfg.assign(&d.bpf, spec, d.pins.maps(), kernel)
+	opened, err := d.pins.openMaps(version, spec)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeMaps(opened)) }() // the maps in use are copies
+	toPin := unpinned(spec)
+	err = cfg.assign(&d.bpf, spec, opened, kernel)
 	switch {
-	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("load programs: %w (the pins in %s are of another build; end its attachments with `netfenced detach --all`)", err, d.pins.base())
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load programs: %w (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err)
 	case err != nil:
 		return fmt.Errorf("load programs: %w (needs Linux 6.6 with BTF, for tcx and bpf_cast_to_kern_ctx)", err)
+	}
+	err = d.pins.takeOver(version)
+	if err == nil {
+		err = d.pins.create()
+	}
+	if err == nil {
+		err = d.pins.pinMaps(fields[ebpf.Map](&d.bpf.bpfMaps), opened, toPin)
+	}
+	if err != nil {
+		return errors.Join(err, d.bpf.Close())
 	}
 	return nil
 }

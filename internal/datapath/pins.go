@@ -8,23 +8,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// abi names the layout of the maps. It grows when an older daemon would misread them.
-const abi = 1
-
-const pendingPrefix = "tmp_"
+const (
+	mapsDir       = "maps"
+	linksDir      = "links"
+	pendingPrefix = "tmp_"
+)
 
 // pins is the only place that knows the paths below the pin directory.
 type pins string
 
-func (p pins) base() string              { return filepath.Join(string(p), "v"+strconv.Itoa(abi)) }
-func (p pins) maps() string              { return filepath.Join(p.base(), "maps") }
-func (p pins) links() string             { return filepath.Join(p.base(), "links") }
+func (p pins) base() string              { return p.version(abi) }
+func (p pins) maps() string              { return filepath.Join(p.base(), mapsDir) }
+func (p pins) links() string             { return filepath.Join(p.base(), linksDir) }
 func (p pins) attached(id string) string { return filepath.Join(p.links(), id) }
 func (p pins) pending(id string) string  { return filepath.Join(p.links(), pendingPrefix+id) }
 
@@ -36,34 +36,6 @@ func (p pins) create() error {
 		}
 	}
 	return nil
-}
-
-// checkABI refuses to run beside the maps of a newer daemon: what they filter
-// stays filtered, and only the newer daemon can change it.
-func (p pins) checkABI() error {
-	entries, err := os.ReadDir(string(p))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("pin directory: %w", err)
-	}
-	for _, e := range entries {
-		version, ok := abiOf(e.Name())
-		if ok && version > abi {
-			return fmt.Errorf("pin directory %s: holds the attachments of a newer netfenced (ABI v%d, this one knows v%d); start the newer one, or end them with its `netfenced detach --all`", string(p), version, abi)
-		}
-	}
-	return nil
-}
-
-func abiOf(name string) (int, bool) {
-	digits, ok := strings.CutPrefix(name, "v")
-	if !ok {
-		return 0, false
-	}
-	version, err := strconv.Atoi(digits)
-	return version, err == nil
 }
 
 // sweep removes links that were being attached or detached when a daemon died.

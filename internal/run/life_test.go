@@ -107,7 +107,7 @@ func TestKilled(t *testing.T) {
 	})
 	stopsGrowing(t, file)
 	// Until somebody sweeps, what there is filters nobody. The next run is somebody.
-	if links, err := filepath.Glob(b.BPFDir + "/run_*/v1/links/*/verdict"); err != nil || len(links) != 1 {
+	if links, err := filepath.Glob(b.BPFDir + "/run_*/v2/links/*/verdict"); err != nil || len(links) != 1 {
 		t.Errorf("pins: %q, %v", links, err)
 	}
 	if got := b.run(t, "true"); got.code != 0 || got.stderr != "" {

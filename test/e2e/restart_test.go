@@ -88,7 +88,7 @@ func (s *scene) standing(t *testing.T) standing {
 // pins lists what is pinned for attachments.
 func (s *scene) pins(t *testing.T) []string {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(s.BPFDir, "v1", "links", "*", "*"))
+	paths, err := filepath.Glob(filepath.Join(s.BPFDir, "v2", "links", "*", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestKilledUnderLoad(t *testing.T) {
 // onlyPinned shows that the kernel holds links of these attachments and no other.
 func (s *scene) onlyPinned(t *testing.T, ids ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(s.BPFDir, "v1", "links"))
+	entries, err := os.ReadDir(filepath.Join(s.BPFDir, "v2", "links"))
 	if err != nil {
 		t.Fatal(err)
 	}
