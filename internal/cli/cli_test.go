@@ -87,7 +87,8 @@ var first = &netfencev1.AttachmentInfo{
 	Direction: netfencev1.Direction_DIRECTION_INGRESS,
 	Mode:      netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST, DnsMode: netfencev1.DnsMode_DNS_MODE_DISABLED,
 	Metadata:       map[string]string{"tenant": "acme", "env": "prod"},
-	PacketsAllowed: 12, PacketsBlocked: 3,
+	PacketsAllowed: 12, PacketsBlocked: 3, Drops: map[string]uint64{"no-rule": 2, "deny-rule": 1},
+	WouldDeny: map[string]uint64{"no-rule": 5}, DnsQueriesAllowed: 7, DnsQueriesWouldDeny: 6,
 	AttachedAt: timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)),
 }
 
@@ -136,6 +137,10 @@ func (cannedDaemon) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.Daem
 		Version: "v1.2.3", DaemonId: "node-1", Hostname: "host",
 		ControlPlaneState: netfencev1.ConnectionState_CONNECTION_STATE_CONNECTED, ControlPlaneAddress: "dir:///etc/netfence/policies",
 		AttachmentCount: 2, Problems: []string{"policy agents.yaml: line 3: mode is missing"},
+		Counters: &netfencev1.Counters{
+			PacketsAllowed: 120, PacketsBlocked: 30, Drops: map[string]uint64{"no-rule": 20, "deny-rule": 10},
+			WouldDeny: map[string]uint64{"no-rule": 50}, DnsQueriesAllowed: 70, DnsQueriesBlocked: 8, DnsQueriesWouldDeny: 60,
+		},
 	}, nil
 }
 
@@ -150,11 +155,18 @@ func (cannedDaemon) Watch(r *netfencev1.WatchRequest, stream grpc.ServerStreamin
 		return &netfencev1.Event{Id: firstID, Time: timestamppb.New(time.Date(2026, 1, 2, 3, 4, second, 6e6, time.UTC))}
 	}
 	tcp, icmp, frame, asked, refused, incident, unknown := at(1), at(2), at(3), at(4), at(5), at(6), at(7)
+	passed, answered := at(8), at(9)
+	passed.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
+		Address: "198.51.100.7", Port: 80, IpProtocol: 6, Reason: "no-rule", Audit: true,
+	}}
+	answered.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{
+		Domain: "example.net", QueryType: "A", Reason: "no rule allows example.net", Audit: true,
+	}}
 	tcp.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
 		Address: "2001:db8::1", Port: 443, IpProtocol: 6, Reason: "no-rule", Names: []string{"a.example", "b.example"},
 	}}
 	icmp.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{
-		Address: "192.0.2.1", IpProtocol: 1, Reason: "deny-rule", SourceAddress: "10.0.0.2", Length: 84,
+		Address: "192.0.2.1", IpProtocol: 1, Reason: "deny-rule", SourceAddress: "10.0.0.2", Length: 84, Rule: "deny 192.0.2.0/24",
 	}}
 	frame.Event = &netfencev1.Event_DeniedFlow{DeniedFlow: &netfencev1.DeniedFlow{Reason: "not-ip", Length: 64}}
 	asked.Event = &netfencev1.Event_DnsDecision{DnsDecision: &netfencev1.DnsDecision{
@@ -165,7 +177,7 @@ func (cannedDaemon) Watch(r *netfencev1.WatchRequest, stream grpc.ServerStreamin
 	for _, batch := range []*netfencev1.EventBatch{
 		{DaemonId: "node-1", InstanceId: "run-1", Number: 1},
 		{Number: 2, Events: []*netfencev1.Event{tcp, icmp}, Lost: 7},
-		{Number: 3, Events: []*netfencev1.Event{frame, asked, refused, incident, unknown}},
+		{Number: 3, Events: []*netfencev1.Event{frame, asked, refused, incident, unknown, passed, answered}},
 	} {
 		if err := stream.Send(batch); err != nil {
 			return err

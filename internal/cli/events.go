@@ -37,6 +37,8 @@ type flowRecord struct {
 	SourceAddress string   `json:"source_address"`
 	SourcePort    uint32   `json:"source_port"`
 	Length        uint32   `json:"length"`
+	Rule          string   `json:"rule"`
+	WouldDeny     bool     `json:"would_deny"`
 }
 
 type decisionRecord struct {
@@ -45,6 +47,7 @@ type decisionRecord struct {
 	Allowed   bool     `json:"allowed"`
 	Reason    string   `json:"reason"`
 	Learned   []string `json:"learned"`
+	WouldDeny bool     `json:"would_deny"`
 }
 
 type incidentRecord struct {
@@ -60,12 +63,14 @@ func (a *app) events() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events --follow [--id ID]...",
 		Short: "Show what is dropped and which names are decided",
-		Long: `Show dropped packets, decided DNS queries and incidents as they happen, until interrupted. What an attachment causes
+		Long: `Show dropped packets, decided DNS queries and incidents as they happen, until interrupted; of a policy in audit, what
+would be dropped or refused. What an attachment causes
 beyond its rate (events.rate), or faster than it is printed, is not shown but counted as lost; the counters that list and
 policy show print miss nothing.`,
 		Example: `  netfenced events --follow
   netfenced events --follow --id 0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f2
-  netfenced events --follow -o json | jq -c .denied_flow`,
+  netfenced events --follow -o json | jq -c .denied_flow
+  netfenced events --follow -o json | jq -c 'select(.denied_flow.would_deny or .dns_decision.would_deny)'`,
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
@@ -129,11 +134,13 @@ func newEventRecord(e *netfencev1.Event) eventRecord {
 		r.DeniedFlow = &flowRecord{
 			Address: f.GetAddress(), Port: f.GetPort(), IPProtocol: f.GetIpProtocol(), Reason: f.GetReason(), Names: orEmpty(f.GetNames()),
 			SourceAddress: f.GetSourceAddress(), SourcePort: f.GetSourcePort(), Length: f.GetLength(),
+			Rule: f.GetRule(), WouldDeny: f.GetAudit(),
 		}
 	case *netfencev1.Event_DnsDecision:
 		d := e.DnsDecision
 		r.DNSDecision = &decisionRecord{
 			Domain: d.GetDomain(), QueryType: d.GetQueryType(), Allowed: d.GetAllowed(), Reason: d.GetReason(), Learned: orEmpty(d.GetLearned()),
+			WouldDeny: d.GetAudit(),
 		}
 	case *netfencev1.Event_Incident:
 		r.Incident = &incidentRecord{Kind: e.Incident.GetKind(), Message: e.Incident.GetMessage()}
@@ -150,7 +157,11 @@ func (r eventRecord) line() string {
 	columns := []string{r.Time.Local().Format("2006-01-02T15:04:05.000Z07:00"), r.ID}
 	switch {
 	case r.DeniedFlow != nil:
-		columns = append(columns, "dropped", r.DeniedFlow.text())
+		verdict := "dropped"
+		if r.DeniedFlow.WouldDeny {
+			verdict = "would drop"
+		}
+		columns = append(columns, verdict, r.DeniedFlow.text())
 	case r.DNSDecision != nil:
 		columns = append(columns, r.DNSDecision.text())
 	case r.Incident != nil:
@@ -163,7 +174,7 @@ func (r eventRecord) line() string {
 
 func (f *flowRecord) text() string {
 	if f.Address == "" {
-		return fmt.Sprintf("a frame of %d bytes  %s", f.Length, f.Reason)
+		return fmt.Sprintf("a frame of %d bytes  %s", f.Length, f.why())
 	}
 	parts := []string{protocolName(f.IPProtocol)}
 	if f.SourceAddress != "" {
@@ -173,12 +184,22 @@ func (f *flowRecord) text() string {
 	if len(f.Names) > 0 {
 		parts = append(parts, "("+strings.Join(f.Names, ", ")+")")
 	}
-	return strings.Join(append(parts, " "+f.Reason), " ")
+	return strings.Join(append(parts, " "+f.why()), " ")
+}
+
+func (f *flowRecord) why() string {
+	if f.Rule == "" {
+		return f.Reason
+	}
+	return f.Reason + ": " + f.Rule
 }
 
 func (d *decisionRecord) text() string {
 	verdict := "refused"
-	if d.Allowed {
+	switch {
+	case d.WouldDeny:
+		verdict = "would refuse"
+	case d.Allowed:
 		verdict = "allowed"
 	}
 	text := verdict + "  " + d.QueryType + " " + d.Domain

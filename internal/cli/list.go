@@ -30,9 +30,11 @@ func (a *app) list() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List what is filtered",
-		Long:  "List attachments with their counters, the oldest first: the first hundred, or all of them.",
+		Long: `List attachments with the packets that passed, those that were dropped and why, and those that passed only because
+the policy is in audit and why; the oldest first: the first hundred, or all of them.`,
 		Example: `  netfenced list
-  netfenced list --all -o json`,
+  netfenced list --all -o json
+  netfenced list --all -o json | jq '.attachments[] | select(.would_deny != {})'`,
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every page")
@@ -75,11 +77,12 @@ func fetch(ctx context.Context, daemon netfencev1.DaemonServiceClient, all bool)
 }
 
 func (a *app) printList(record listRecord) error {
-	rows := [][]string{{"ID", "TARGET", "TYPE", "MODE", "ALLOWED", "BLOCKED", "METADATA"}}
+	rows := [][]string{{"ID", "TARGET", "TYPE", "MODE", "ALLOWED", "BLOCKED", "REASONS", "WOULD DENY", "METADATA"}}
 	for _, r := range record.Attachments {
 		rows = append(rows, []string{
 			r.ID, r.Target, r.kind(), r.Mode,
-			strconv.FormatUint(r.PacketsAllowed, 10), strconv.FormatUint(r.PacketsBlocked, 10), cmp.Or(pairs(r.Metadata), "-"),
+			strconv.FormatUint(r.PacketsAllowed, 10), strconv.FormatUint(r.PacketsBlocked, 10),
+			cmp.Or(pairs(r.Drops), "-"), cmp.Or(pairs(r.WouldDeny), "-"), cmp.Or(pairs(r.Metadata), "-"),
 		})
 	}
 	if err := printTable(a.stdout, rows); err != nil {
@@ -92,11 +95,11 @@ func (a *app) printList(record listRecord) error {
 	return nil
 }
 
-// pairs prints metadata as --metadata takes it, in the order of the names.
-func pairs(metadata map[string]string) string {
+// pairs prints metadata as --metadata takes it, and counters likewise, in the order of the names.
+func pairs[V string | uint64](values map[string]V) string {
 	var list []string
-	for _, name := range slices.Sorted(maps.Keys(metadata)) {
-		list = append(list, name+"="+metadata[name])
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		list = append(list, fmt.Sprint(name, "=", values[name]))
 	}
 	return strings.Join(list, ",")
 }

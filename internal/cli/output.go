@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -49,6 +51,14 @@ func printJSON(w io.Writer, v any) error {
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(v)
+}
+
+// byReason are rows of counters, below one of what they count.
+func byReason(counts map[string]uint64) (rows [][]string) {
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		rows = append(rows, []string{"  " + reason, fmt.Sprint(counts[reason])})
+	}
+	return rows
 }
 
 // printTable aligns rows; the first is the heading.

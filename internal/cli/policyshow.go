@@ -5,8 +5,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -100,15 +98,12 @@ func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
 		},
 		OwnPolicy:    r.GetOwnPolicy(),
 		Learned:      []learnedRecord{},
-		Drops:        r.GetDrops(),
+		Drops:        orNone(r.GetDrops()),
 		FlowsUnnoted: r.GetFlowsUnnoted(),
 		LastError:    r.GetLastError(),
 		Pending:      r.GetPending(),
 		Warnings:     orEmpty(r.GetWarnings()),
 		Key:          r.GetKey(),
-	}
-	if record.Drops == nil {
-		record.Drops = map[string]uint64{}
 	}
 	for _, l := range r.GetLearned() {
 		ports, err := wire.PortsFrom(l.GetPorts())
@@ -139,6 +134,9 @@ func (r showRecord) print(w io.Writer) error {
 		add("mode", r.Policy.Mode.String()+" (pending: no policy yet)")
 	} else {
 		add("mode", r.Policy.Mode.String())
+	}
+	if r.Policy.Audit {
+		add("audit", "what would be denied passes, and is counted")
 	}
 	if r.OwnPolicy {
 		add("policy", "given when it was attached; no control plane decides")
@@ -178,6 +176,9 @@ func (r showRecord) print(w io.Writer) error {
 	}
 	if r.Policy.Mode == policy.ModeBlockAll || r.Policy.DNS.Mode != policy.DNSDisabled {
 		add("answered", fmt.Sprintf("%d queries", r.Attachment.DNSQueriesAllowed))
+		if n := r.Attachment.DNSQueriesWouldDeny; n > 0 {
+			add("  in audit", fmt.Sprintf("%d of them would be refused", n))
+		}
 		add("refused", fmt.Sprintf("%d queries", r.Attachment.DNSQueriesBlocked))
 	}
 	add("allowed", fmt.Sprintf("%d packets", r.Attachment.PacketsAllowed))
@@ -185,8 +186,10 @@ func (r showRecord) print(w io.Writer) error {
 		add("  unnoted", fmt.Sprintf("%d: limits.flows was reached, so their connections end when the learned address does", r.FlowsUnnoted))
 	}
 	add("blocked", fmt.Sprintf("%d packets", r.Attachment.PacketsBlocked))
-	for _, reason := range slices.Sorted(maps.Keys(r.Drops)) {
-		add("  "+reason, fmt.Sprint(r.Drops[reason]))
+	rows = append(rows, byReason(r.Drops)...)
+	if len(r.Attachment.WouldDeny) > 0 {
+		add("in audit", "allowed packets that would be blocked")
+		rows = append(rows, byReason(r.Attachment.WouldDeny)...)
 	}
 	for _, warning := range r.Warnings {
 		add("warning", warning)

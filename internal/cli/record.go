@@ -23,23 +23,30 @@ type attachmentRecord struct {
 	PacketsBlocked    uint64            `json:"packets_blocked"`
 	DNSQueriesAllowed uint64            `json:"dns_queries_allowed"`
 	DNSQueriesBlocked uint64            `json:"dns_queries_blocked"`
-	AttachedAt        time.Time         `json:"attached_at"`
+	// Drops has reasons, WouldDeny those of packets that passed because the policy was in audit.
+	Drops               map[string]uint64 `json:"drops"`
+	WouldDeny           map[string]uint64 `json:"would_deny"`
+	DNSQueriesWouldDeny uint64            `json:"dns_queries_would_deny"`
+	AttachedAt          time.Time         `json:"attached_at"`
 }
 
 func newAttachmentRecord(info *netfencev1.AttachmentInfo) attachmentRecord {
 	r := attachmentRecord{
-		ID:                info.GetId(),
-		Target:            info.GetTarget(),
-		Type:              lower(info.GetType().String(), "ATTACHMENT_TYPE_"),
-		Mode:              lower(info.GetMode().String(), "POLICY_MODE_"),
-		DNSMode:           lower(info.GetDnsMode().String(), "DNS_MODE_"),
-		DNSAddress:        info.GetDnsAddress(),
-		Metadata:          info.GetMetadata(),
-		PacketsAllowed:    info.GetPacketsAllowed(),
-		PacketsBlocked:    info.GetPacketsBlocked(),
-		DNSQueriesAllowed: info.GetDnsQueriesAllowed(),
-		DNSQueriesBlocked: info.GetDnsQueriesBlocked(),
-		AttachedAt:        info.GetAttachedAt().AsTime(),
+		ID:                  info.GetId(),
+		Target:              info.GetTarget(),
+		Type:                lower(info.GetType().String(), "ATTACHMENT_TYPE_"),
+		Mode:                lower(info.GetMode().String(), "POLICY_MODE_"),
+		DNSMode:             lower(info.GetDnsMode().String(), "DNS_MODE_"),
+		DNSAddress:          info.GetDnsAddress(),
+		Metadata:            info.GetMetadata(),
+		PacketsAllowed:      info.GetPacketsAllowed(),
+		PacketsBlocked:      info.GetPacketsBlocked(),
+		DNSQueriesAllowed:   info.GetDnsQueriesAllowed(),
+		DNSQueriesBlocked:   info.GetDnsQueriesBlocked(),
+		Drops:               orNone(info.GetDrops()),
+		WouldDeny:           orNone(info.GetWouldDeny()),
+		DNSQueriesWouldDeny: info.GetDnsQueriesWouldDeny(),
+		AttachedAt:          info.GetAttachedAt().AsTime(),
 	}
 	if info.GetDirection() != netfencev1.Direction_DIRECTION_UNSPECIFIED {
 		r.Direction = lower(info.GetDirection().String(), "DIRECTION_")
@@ -48,6 +55,14 @@ func newAttachmentRecord(info *netfencev1.AttachmentInfo) attachmentRecord {
 		r.Metadata = map[string]string{}
 	}
 	return r
+}
+
+// orNone is printed as {}.
+func orNone(counts map[string]uint64) map[string]uint64 {
+	if counts == nil {
+		return map[string]uint64{}
+	}
+	return counts
 }
 
 // lower is an enum's name as policy files write it: POLICY_MODE_BLOCK_ALL is block-all.

@@ -49,6 +49,24 @@ func (d *daemon) counters(id string) (localapi.Counters, bool) {
 	}, ok
 }
 
+// totals are the sums over the attachments that there are.
+func (d *daemon) totals() (localapi.Counters, error) {
+	census, err := d.kernel.Census()
+	if err != nil {
+		return localapi.Counters{}, err
+	}
+	c := census.Sum()
+	totals := localapi.Counters{
+		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped, Drops: c.Drops, FlowsUnnoted: c.FlowsUnnoted,
+	}
+	for id := range census.Counters {
+		answered, refused := d.dns.server.Counts(id)
+		totals.DNSQueriesAllowed += answered
+		totals.DNSQueriesBlocked += refused
+	}
+	return totals, nil
+}
+
 // heartbeat is the same in the words of the control client.
 func (d *daemon) heartbeat(id string) (controlclient.Stats, bool) {
 	c, ok := d.counters(id)

@@ -106,6 +106,7 @@ func (d *Datapath) enter(a *attachment) error {
 	if err := d.zeroCounters(a.index); err != nil {
 		return err
 	}
+	a.counts.Store(true)
 	if err := d.bpf.NfFlowCounts.Put(a.index, uint64(0)); err != nil {
 		return fmt.Errorf("flow count: %w", err)
 	}
@@ -266,8 +267,16 @@ func (d *Datapath) abandon(a *attachment, id string) error {
 	}
 	d.nesting.leave(a)
 	a.gone = true
+	var last Counters
+	if a.counts.Load() {
+		var err error
+		if last, err = d.readCounters(a.index); err != nil {
+			d.log.Warn("last counters not read", "attachment", id, "err", err)
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.ended.Add(last)
 	delete(d.known, id)
 	d.byIndex[a.index].Store(nil)
 	d.free = append(d.free, a.index)

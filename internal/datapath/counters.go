@@ -64,13 +64,7 @@ func (d *Datapath) readCounters(index uint32) (Counters, error) {
 	if err := d.bpf.NfCounters.Lookup(index, &perCPU); err != nil {
 		return Counters{}, err
 	}
-	var c Counters
-	for _, cpu := range perCPU {
-		c.PacketsAllowed += cpu.AllowedPackets
-		c.BytesAllowed += cpu.AllowedBytes
-		c.PacketsDropped += cpu.DroppedPackets
-		c.BytesDropped += cpu.DroppedBytes
-	}
+	c := sumCPUs(perCPU)
 	if err := d.bpf.NfDrops.Lookup(index*maxReasons+uint32(bpfLimitUNNOTED_FLOWS), &c.FlowsUnnoted); err != nil {
 		return Counters{}, err
 	}
@@ -88,6 +82,30 @@ func (d *Datapath) readCounters(index uint32) (Counters, error) {
 		}
 	}
 	return c, nil
+}
+
+func sumCPUs(perCPU []bpfCounters) (c Counters) {
+	for _, cpu := range perCPU {
+		c.PacketsAllowed += cpu.AllowedPackets
+		c.BytesAllowed += cpu.AllowedBytes
+		c.PacketsDropped += cpu.DroppedPackets
+		c.BytesDropped += cpu.DroppedBytes
+	}
+	return c
+}
+
+// addDrops adds n, which is an entry of nf_drops.
+func (c *Counters) addDrops(at uint32, n uint64) {
+	if at == uint32(bpfLimitUNNOTED_FLOWS) {
+		c.FlowsUnnoted += n
+		return
+	}
+	if name, ok := reasons[bpfReason(at)]; ok {
+		if c.Drops == nil {
+			c.Drops = make(map[string]uint64)
+		}
+		c.Drops[name] += n
+	}
 }
 
 func (d *Datapath) zeroCounters(index uint32) error {

@@ -108,6 +108,7 @@ type Datapath struct {
 	mu       sync.Mutex
 	known    map[string]*attachment
 	free     []uint32 // indices, the next one last
+	ended    Counters // of attachments that are gone; see Census
 	listener DNSListener
 
 	nesting nesting
@@ -131,8 +132,9 @@ type attachment struct {
 	index  uint32
 	record bpfAttachment
 	word   uint64
-	slot   *slot // nil: no rules
-	gone   bool  // detached while somebody waited for mu
+	slot   *slot       // nil: no rules
+	gone   bool        // detached while somebody waited for mu
+	counts atomic.Bool // the counters at its index are its own, not those of who had it before
 
 	around []uint64 // ids of the cgroups that this one is in, the nearest first; under nesting.mu
 	placed bool     // around is known; under nesting.mu

@@ -154,6 +154,7 @@ func (d *Datapath) adopt() error {
 		} else if err != nil {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
+		a.counts.Store(true)
 		d.known[id] = a
 		d.nesting.adopt(a)
 		d.byIndex[index].Store(a)

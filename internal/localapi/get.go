@@ -72,6 +72,10 @@ func learned(list []Learned) []*netfencev1.LearnedAddress {
 // GetStatus returns the state of the daemon.
 func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonStatus, error) {
 	st := s.opts.Status()
+	totals, err := s.totals()
+	if err != nil {
+		st.Problems = append(st.Problems, err.Error())
+	}
 	return &netfencev1.DaemonStatus{
 		Version:             st.Version,
 		DaemonId:            st.DaemonID,
@@ -80,6 +84,21 @@ func (s *Server) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.DaemonS
 		ControlPlaneAddress: st.ControlPlaneAddress,
 		AttachmentCount:     int32(s.opts.Store.Len()),
 		Problems:            s.problems(st.Problems),
+		Counters:            totals,
+	}, nil
+}
+
+func (s *Server) totals() (*netfencev1.Counters, error) {
+	if s.opts.Totals == nil {
+		return nil, nil
+	}
+	c, err := s.opts.Totals()
+	if err != nil {
+		return nil, err
+	}
+	return &netfencev1.Counters{
+		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsBlocked, Drops: c.Drops, WouldDeny: c.WouldDeny,
+		DnsQueriesAllowed: c.DNSQueriesAllowed, DnsQueriesBlocked: c.DNSQueriesBlocked, DnsQueriesWouldDeny: c.DNSQueriesWouldDeny,
 	}, nil
 }
 
@@ -131,6 +150,8 @@ func (s *Server) info(a state.Attachment, st state.Status) (*netfencev1.Attachme
 	}
 	info.PacketsAllowed, info.PacketsBlocked = counters.PacketsAllowed, counters.PacketsBlocked
 	info.DnsQueriesAllowed, info.DnsQueriesBlocked = counters.DNSQueriesAllowed, counters.DNSQueriesBlocked
+	info.DnsQueriesWouldDeny = counters.DNSQueriesWouldDeny
+	info.Drops, info.WouldDeny = counters.Drops, counters.WouldDeny
 	return info, counters
 }
 

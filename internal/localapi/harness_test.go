@@ -54,6 +54,7 @@ func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 	}
 	opts := Options{
 		Store: store, Subscriber: e.subscriber, Resolver: fakeResolver{}, Counters: e.kernel.counters,
+		Totals: e.kernel.totals,
 		Status: func() Status {
 			return Status{
 				Version: "v1", DaemonID: "node-1", Hostname: "host", Problems: []string{"first"},
@@ -214,8 +215,16 @@ func (k *fakeKernel) counters(id string) (Counters, bool) {
 		return Counters{}, false
 	}
 	return Counters{
-		PacketsAllowed: 12, PacketsBlocked: 3, DNSQueriesAllowed: 5, DNSQueriesBlocked: 2, Drops: map[string]uint64{"no-rule": 3}, FlowsUnnoted: 4,
+		PacketsAllowed: 12, PacketsBlocked: 3, Drops: map[string]uint64{"no-rule": 3}, WouldDeny: map[string]uint64{"deny-rule": 6},
+		DNSQueriesAllowed: 5, DNSQueriesBlocked: 2, DNSQueriesWouldDeny: 1, FlowsUnnoted: 4,
 	}, true
+}
+
+func (k *fakeKernel) totals() (Counters, error) {
+	return Counters{
+		PacketsAllowed: 120, PacketsBlocked: 30, Drops: map[string]uint64{"no-rule": 30}, WouldDeny: map[string]uint64{"deny-rule": 60},
+		DNSQueriesAllowed: 50, DNSQueriesBlocked: 20, DNSQueriesWouldDeny: 10,
+	}, nil
 }
 
 // fakeSubscriber acknowledges with its policy, unless told otherwise.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
@@ -111,7 +112,8 @@ func TestGet(t *testing.T) {
 			info.GetType() != netfencev1.AttachmentType_ATTACHMENT_TYPE_TC ||
 			info.GetDirection() != netfencev1.Direction_DIRECTION_INGRESS ||
 			info.GetMode() != netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST ||
-			info.GetPacketsAllowed() != 12 || info.GetPacketsBlocked() != 3 || !info.GetAttachedAt().IsValid() {
+			info.GetPacketsAllowed() != 12 || info.GetPacketsBlocked() != 3 || !info.GetAttachedAt().IsValid() ||
+			info.GetDrops()["no-rule"] != 3 || info.GetWouldDeny()["deny-rule"] != 6 || info.GetDnsQueriesWouldDeny() != 1 {
 			t.Errorf("attachment: %v", info)
 		}
 		if got.GetPolicy().GetMode() != netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST || got.GetApplied().GetRevision() != "r1" ||
@@ -140,6 +142,13 @@ func TestGet(t *testing.T) {
 	if err != nil || st.GetAttachmentCount() != 1 || st.GetDaemonId() != "node-1" || st.GetControlPlaneAddress() != "localhost:9000" ||
 		!reflect.DeepEqual(st.GetProblems(), []string{"first", "attachment " + r.GetId() + " (interface eth0): " + errKernel.Error()}) {
 		t.Errorf("status: %v, %v", st, err)
+	}
+
+	if want := (&netfencev1.Counters{
+		PacketsAllowed: 120, PacketsBlocked: 30, Drops: map[string]uint64{"no-rule": 30}, WouldDeny: map[string]uint64{"deny-rule": 60},
+		DnsQueriesAllowed: 50, DnsQueriesBlocked: 20, DnsQueriesWouldDeny: 10,
+	}); !proto.Equal(st.GetCounters(), want) {
+		t.Errorf("status sums to %v, want %v", st.GetCounters(), want)
 	}
 
 	_, err = e.client.Get(t.Context(), &netfencev1.GetRequest{})

@@ -44,12 +44,13 @@ type Events interface {
 	Subscribe(ids ...string) *events.Subscription
 }
 
-// Counters of an attachment since it was attached.
+// Counters of an attachment since it was attached. What is counted as would-deny, because the policy was in audit, is
+// allowed.
 type Counters struct {
-	PacketsAllowed, PacketsBlocked       uint64
-	DNSQueriesAllowed, DNSQueriesBlocked uint64
-	// Drops counts dropped packets by reason.
-	Drops map[string]uint64
+	PacketsAllowed, PacketsBlocked                            uint64
+	DNSQueriesAllowed, DNSQueriesBlocked, DNSQueriesWouldDeny uint64
+	// Drops counts dropped packets by reason, WouldDeny those that audit let pass.
+	Drops, WouldDeny map[string]uint64
 	// FlowsUnnoted counts packets that passed by a name but whose flow found no room.
 	FlowsUnnoted uint64
 }
@@ -81,7 +82,9 @@ type Options struct {
 	Resolver   Resolver
 	// Counters reads the kernel's counters; false when the kernel does not hold id.
 	Counters func(id string) (Counters, bool)
-	Status   func() Status
+	// Totals sums the counters of all attachments. Nil: GetStatus has none.
+	Totals func() (Counters, error)
+	Status func() Status
 	// DNS tells where the DNS server of an attachment is: its address with the port, and addresses as a resolv.conf has
 	// them. Empty: there is none. Nil: for nobody.
 	DNS func(id string) (address string, nameservers []string)

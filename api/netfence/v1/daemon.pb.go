@@ -618,9 +618,17 @@ type AttachmentInfo struct {
 	// When it was attached; the order of pages.
 	AttachedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=attached_at,json=attachedAt,proto3" json:"attached_at,omitempty"`
 	// Side of the interface; unspecified for a cgroup.
-	Direction     Direction `protobuf:"varint,100,opt,name=direction,proto3,enum=netfence.v1.Direction" json:"direction,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Direction Direction `protobuf:"varint,100,opt,name=direction,proto3,enum=netfence.v1.Direction" json:"direction,omitempty"`
+	// Dropped packets by reason.
+	Drops map[string]uint64 `protobuf:"bytes,101,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Packets that passed because the policy was in audit, by the reason for which they would have been dropped. They are
+	// among packets_allowed.
+	WouldDeny map[string]uint64 `protobuf:"bytes,102,rep,name=would_deny,json=wouldDeny,proto3" json:"would_deny,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// DNS queries that rules refuse and that were answered because the policy was in audit. They are among
+	// dns_queries_allowed.
+	DnsQueriesWouldDeny uint64 `protobuf:"varint,103,opt,name=dns_queries_would_deny,json=dnsQueriesWouldDeny,proto3" json:"dns_queries_would_deny,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *AttachmentInfo) Reset() {
@@ -744,6 +752,27 @@ func (x *AttachmentInfo) GetDirection() Direction {
 	return Direction_DIRECTION_UNSPECIFIED
 }
 
+func (x *AttachmentInfo) GetDrops() map[string]uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+func (x *AttachmentInfo) GetWouldDeny() map[string]uint64 {
+	if x != nil {
+		return x.WouldDeny
+	}
+	return nil
+}
+
+func (x *AttachmentInfo) GetDnsQueriesWouldDeny() uint64 {
+	if x != nil {
+		return x.DnsQueriesWouldDeny
+	}
+	return 0
+}
+
 // DaemonStatus is the state of the daemon.
 type DaemonStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -760,7 +789,9 @@ type DaemonStatus struct {
 	// Attachments, pending ones included.
 	AttachmentCount int32 `protobuf:"varint,6,opt,name=attachment_count,json=attachmentCount,proto3" json:"attachment_count,omitempty"`
 	// What an operator should look at, one line each: refused commands, broken policy files, attachments in trouble.
-	Problems      []string `protobuf:"bytes,100,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,100,rep,name=problems,proto3" json:"problems,omitempty"`
+	// What AttachmentInfo counts, summed over the attachments that there are.
+	Counters      *Counters `protobuf:"bytes,101,opt,name=counters,proto3" json:"counters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -844,6 +875,113 @@ func (x *DaemonStatus) GetProblems() []string {
 	return nil
 }
 
+func (x *DaemonStatus) GetCounters() *Counters {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+// Counters are sums over attachments; AttachmentInfo says what each is.
+type Counters struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Outbound packets that passed.
+	PacketsAllowed uint64 `protobuf:"varint,1,opt,name=packets_allowed,json=packetsAllowed,proto3" json:"packets_allowed,omitempty"`
+	// Outbound packets that were dropped.
+	PacketsBlocked uint64 `protobuf:"varint,2,opt,name=packets_blocked,json=packetsBlocked,proto3" json:"packets_blocked,omitempty"`
+	// DNS queries that were answered.
+	DnsQueriesAllowed uint64 `protobuf:"varint,3,opt,name=dns_queries_allowed,json=dnsQueriesAllowed,proto3" json:"dns_queries_allowed,omitempty"`
+	// DNS queries that were refused.
+	DnsQueriesBlocked uint64 `protobuf:"varint,4,opt,name=dns_queries_blocked,json=dnsQueriesBlocked,proto3" json:"dns_queries_blocked,omitempty"`
+	// Dropped packets by reason.
+	Drops map[string]uint64 `protobuf:"bytes,5,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Packets that passed because the policy was in audit, by reason.
+	WouldDeny map[string]uint64 `protobuf:"bytes,6,rep,name=would_deny,json=wouldDeny,proto3" json:"would_deny,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// DNS queries that were answered because the policy was in audit.
+	DnsQueriesWouldDeny uint64 `protobuf:"varint,7,opt,name=dns_queries_would_deny,json=dnsQueriesWouldDeny,proto3" json:"dns_queries_would_deny,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Counters) Reset() {
+	*x = Counters{}
+	mi := &file_netfence_v1_daemon_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Counters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Counters) ProtoMessage() {}
+
+func (x *Counters) ProtoReflect() protoreflect.Message {
+	mi := &file_netfence_v1_daemon_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Counters.ProtoReflect.Descriptor instead.
+func (*Counters) Descriptor() ([]byte, []int) {
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Counters) GetPacketsAllowed() uint64 {
+	if x != nil {
+		return x.PacketsAllowed
+	}
+	return 0
+}
+
+func (x *Counters) GetPacketsBlocked() uint64 {
+	if x != nil {
+		return x.PacketsBlocked
+	}
+	return 0
+}
+
+func (x *Counters) GetDnsQueriesAllowed() uint64 {
+	if x != nil {
+		return x.DnsQueriesAllowed
+	}
+	return 0
+}
+
+func (x *Counters) GetDnsQueriesBlocked() uint64 {
+	if x != nil {
+		return x.DnsQueriesBlocked
+	}
+	return 0
+}
+
+func (x *Counters) GetDrops() map[string]uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return nil
+}
+
+func (x *Counters) GetWouldDeny() map[string]uint64 {
+	if x != nil {
+		return x.WouldDeny
+	}
+	return nil
+}
+
+func (x *Counters) GetDnsQueriesWouldDeny() uint64 {
+	if x != nil {
+		return x.DnsQueriesWouldDeny
+	}
+	return 0
+}
+
 // GetRequest selects an attachment: exactly one of id and key.
 type GetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -857,7 +995,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[7]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1007,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[7]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1020,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{7}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRequest) GetId() string {
@@ -933,7 +1071,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[8]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1083,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[8]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1096,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{8}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetResponse) GetAttachment() *AttachmentInfo {
@@ -1062,7 +1200,7 @@ type LearnedAddress struct {
 
 func (x *LearnedAddress) Reset() {
 	*x = LearnedAddress{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1212,7 @@ func (x *LearnedAddress) String() string {
 func (*LearnedAddress) ProtoMessage() {}
 
 func (x *LearnedAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[9]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1225,7 @@ func (x *LearnedAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedAddress.ProtoReflect.Descriptor instead.
 func (*LearnedAddress) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{9}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LearnedAddress) GetAddress() string {
@@ -1133,7 +1271,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1283,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1296,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetPolicyRequest) GetId() string {
@@ -1195,7 +1333,7 @@ type SetPolicyResponse struct {
 
 func (x *SetPolicyResponse) Reset() {
 	*x = SetPolicyResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1345,7 @@ func (x *SetPolicyResponse) String() string {
 func (*SetPolicyResponse) ProtoMessage() {}
 
 func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1358,7 @@ func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetPolicyResponse) GetApplied() *Applied {
@@ -1252,7 +1390,7 @@ type SetMetadataRequest struct {
 
 func (x *SetMetadataRequest) Reset() {
 	*x = SetMetadataRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1402,7 @@ func (x *SetMetadataRequest) String() string {
 func (*SetMetadataRequest) ProtoMessage() {}
 
 func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1415,7 @@ func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*SetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetMetadataRequest) GetId() string {
@@ -1312,7 +1450,7 @@ type SetMetadataResponse struct {
 
 func (x *SetMetadataResponse) Reset() {
 	*x = SetMetadataResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1462,7 @@ func (x *SetMetadataResponse) String() string {
 func (*SetMetadataResponse) ProtoMessage() {}
 
 func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1475,7 @@ func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*SetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetMetadataResponse) GetAttachment() *AttachmentInfo {
@@ -1391,7 +1529,7 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\vattachments\x18\x01 \x03(\v2\x1b.netfence.v1.AttachmentInfoR\vattachments\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1f\n" +
 	"\vtotal_count\x18\x03 \x01(\x05R\n" +
-	"totalCount\"\x91\x05\n" +
+	"totalCount\"\xc7\a\n" +
 	"\x0eAttachmentInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12/\n" +
@@ -1408,10 +1546,21 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\x13dns_queries_blocked\x18\v \x01(\x04R\x11dnsQueriesBlocked\x12;\n" +
 	"\vattached_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"attachedAt\x124\n" +
-	"\tdirection\x18d \x01(\x0e2\x16.netfence.v1.DirectionR\tdirection\x1a;\n" +
+	"\tdirection\x18d \x01(\x0e2\x16.netfence.v1.DirectionR\tdirection\x12<\n" +
+	"\x05drops\x18e \x03(\v2&.netfence.v1.AttachmentInfo.DropsEntryR\x05drops\x12I\n" +
+	"\n" +
+	"would_deny\x18f \x03(\v2*.netfence.v1.AttachmentInfo.WouldDenyEntryR\twouldDeny\x123\n" +
+	"\x16dns_queries_would_deny\x18g \x01(\x04R\x13dnsQueriesWouldDeny\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"DropsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a<\n" +
+	"\x0eWouldDenyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xdd\x02\n" +
 	"\fDaemonStatus\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
 	"\tdaemon_id\x18\x02 \x01(\tR\bdaemonId\x12\x1a\n" +
@@ -1419,7 +1568,24 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\x13control_plane_state\x18\x04 \x01(\x0e2\x1c.netfence.v1.ConnectionStateR\x11controlPlaneState\x122\n" +
 	"\x15control_plane_address\x18\x05 \x01(\tR\x13controlPlaneAddress\x12)\n" +
 	"\x10attachment_count\x18\x06 \x01(\x05R\x0fattachmentCount\x12\x1a\n" +
-	"\bproblems\x18d \x03(\tR\bproblems\".\n" +
+	"\bproblems\x18d \x03(\tR\bproblems\x121\n" +
+	"\bcounters\x18e \x01(\v2\x15.netfence.v1.CountersR\bcounters\"\xe6\x03\n" +
+	"\bCounters\x12'\n" +
+	"\x0fpackets_allowed\x18\x01 \x01(\x04R\x0epacketsAllowed\x12'\n" +
+	"\x0fpackets_blocked\x18\x02 \x01(\x04R\x0epacketsBlocked\x12.\n" +
+	"\x13dns_queries_allowed\x18\x03 \x01(\x04R\x11dnsQueriesAllowed\x12.\n" +
+	"\x13dns_queries_blocked\x18\x04 \x01(\x04R\x11dnsQueriesBlocked\x126\n" +
+	"\x05drops\x18\x05 \x03(\v2 .netfence.v1.Counters.DropsEntryR\x05drops\x12C\n" +
+	"\n" +
+	"would_deny\x18\x06 \x03(\v2$.netfence.v1.Counters.WouldDenyEntryR\twouldDeny\x123\n" +
+	"\x16dns_queries_would_deny\x18\a \x01(\x04R\x13dnsQueriesWouldDeny\x1a8\n" +
+	"\n" +
+	"DropsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a<\n" +
+	"\x0eWouldDenyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\".\n" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
@@ -1502,7 +1668,7 @@ func file_netfence_v1_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_netfence_v1_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_netfence_v1_daemon_proto_goTypes = []any{
 	(ConnectionState)(0),          // 0: netfence.v1.ConnectionState
 	(Direction)(0),                // 1: netfence.v1.Direction
@@ -1513,78 +1679,88 @@ var file_netfence_v1_daemon_proto_goTypes = []any{
 	(*ListResponse)(nil),          // 6: netfence.v1.ListResponse
 	(*AttachmentInfo)(nil),        // 7: netfence.v1.AttachmentInfo
 	(*DaemonStatus)(nil),          // 8: netfence.v1.DaemonStatus
-	(*GetRequest)(nil),            // 9: netfence.v1.GetRequest
-	(*GetResponse)(nil),           // 10: netfence.v1.GetResponse
-	(*LearnedAddress)(nil),        // 11: netfence.v1.LearnedAddress
-	(*SetPolicyRequest)(nil),      // 12: netfence.v1.SetPolicyRequest
-	(*SetPolicyResponse)(nil),     // 13: netfence.v1.SetPolicyResponse
-	(*SetMetadataRequest)(nil),    // 14: netfence.v1.SetMetadataRequest
-	(*SetMetadataResponse)(nil),   // 15: netfence.v1.SetMetadataResponse
-	nil,                           // 16: netfence.v1.AttachRequest.MetadataEntry
-	nil,                           // 17: netfence.v1.AttachmentInfo.MetadataEntry
-	nil,                           // 18: netfence.v1.GetResponse.DropsEntry
-	nil,                           // 19: netfence.v1.SetMetadataRequest.MetadataEntry
-	(*BulkUpdate)(nil),            // 20: netfence.v1.BulkUpdate
-	(AttachmentType)(0),           // 21: netfence.v1.AttachmentType
-	(PolicyMode)(0),               // 22: netfence.v1.PolicyMode
-	(DnsMode)(0),                  // 23: netfence.v1.DnsMode
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*Applied)(nil),               // 25: netfence.v1.Applied
-	(*PortRange)(nil),             // 26: netfence.v1.PortRange
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*emptypb.Empty)(nil),         // 28: google.protobuf.Empty
-	(*ExplainRequest)(nil),        // 29: netfence.v1.ExplainRequest
-	(*WatchRequest)(nil),          // 30: netfence.v1.WatchRequest
-	(*ExplainResponse)(nil),       // 31: netfence.v1.ExplainResponse
-	(*EventBatch)(nil),            // 32: netfence.v1.EventBatch
+	(*Counters)(nil),              // 9: netfence.v1.Counters
+	(*GetRequest)(nil),            // 10: netfence.v1.GetRequest
+	(*GetResponse)(nil),           // 11: netfence.v1.GetResponse
+	(*LearnedAddress)(nil),        // 12: netfence.v1.LearnedAddress
+	(*SetPolicyRequest)(nil),      // 13: netfence.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),     // 14: netfence.v1.SetPolicyResponse
+	(*SetMetadataRequest)(nil),    // 15: netfence.v1.SetMetadataRequest
+	(*SetMetadataResponse)(nil),   // 16: netfence.v1.SetMetadataResponse
+	nil,                           // 17: netfence.v1.AttachRequest.MetadataEntry
+	nil,                           // 18: netfence.v1.AttachmentInfo.MetadataEntry
+	nil,                           // 19: netfence.v1.AttachmentInfo.DropsEntry
+	nil,                           // 20: netfence.v1.AttachmentInfo.WouldDenyEntry
+	nil,                           // 21: netfence.v1.Counters.DropsEntry
+	nil,                           // 22: netfence.v1.Counters.WouldDenyEntry
+	nil,                           // 23: netfence.v1.GetResponse.DropsEntry
+	nil,                           // 24: netfence.v1.SetMetadataRequest.MetadataEntry
+	(*BulkUpdate)(nil),            // 25: netfence.v1.BulkUpdate
+	(AttachmentType)(0),           // 26: netfence.v1.AttachmentType
+	(PolicyMode)(0),               // 27: netfence.v1.PolicyMode
+	(DnsMode)(0),                  // 28: netfence.v1.DnsMode
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*Applied)(nil),               // 30: netfence.v1.Applied
+	(*PortRange)(nil),             // 31: netfence.v1.PortRange
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*emptypb.Empty)(nil),         // 33: google.protobuf.Empty
+	(*ExplainRequest)(nil),        // 34: netfence.v1.ExplainRequest
+	(*WatchRequest)(nil),          // 35: netfence.v1.WatchRequest
+	(*ExplainResponse)(nil),       // 36: netfence.v1.ExplainResponse
+	(*EventBatch)(nil),            // 37: netfence.v1.EventBatch
 }
 var file_netfence_v1_daemon_proto_depIdxs = []int32{
-	16, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
+	17, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
 	1,  // 1: netfence.v1.AttachRequest.direction:type_name -> netfence.v1.Direction
-	20, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
+	25, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
 	7,  // 3: netfence.v1.ListResponse.attachments:type_name -> netfence.v1.AttachmentInfo
-	21, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
-	22, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
-	23, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
-	17, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
-	24, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
+	26, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
+	27, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
+	28, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
+	18, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
+	29, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: netfence.v1.AttachmentInfo.direction:type_name -> netfence.v1.Direction
-	0,  // 10: netfence.v1.DaemonStatus.control_plane_state:type_name -> netfence.v1.ConnectionState
-	7,  // 11: netfence.v1.GetResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	20, // 12: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
-	25, // 13: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
-	18, // 14: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
-	1,  // 15: netfence.v1.GetResponse.direction:type_name -> netfence.v1.Direction
-	11, // 16: netfence.v1.GetResponse.learned:type_name -> netfence.v1.LearnedAddress
-	26, // 17: netfence.v1.LearnedAddress.ports:type_name -> netfence.v1.PortRange
-	27, // 18: netfence.v1.LearnedAddress.remaining:type_name -> google.protobuf.Duration
-	20, // 19: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
-	25, // 20: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
-	19, // 21: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
-	7,  // 22: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	2,  // 23: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
-	4,  // 24: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
-	5,  // 25: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
-	28, // 26: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
-	9,  // 27: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
-	12, // 28: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
-	14, // 29: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
-	29, // 30: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
-	30, // 31: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
-	3,  // 32: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
-	28, // 33: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
-	6,  // 34: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
-	8,  // 35: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
-	10, // 36: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
-	13, // 37: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
-	15, // 38: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
-	31, // 39: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
-	32, // 40: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
-	32, // [32:41] is the sub-list for method output_type
-	23, // [23:32] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 10: netfence.v1.AttachmentInfo.drops:type_name -> netfence.v1.AttachmentInfo.DropsEntry
+	20, // 11: netfence.v1.AttachmentInfo.would_deny:type_name -> netfence.v1.AttachmentInfo.WouldDenyEntry
+	0,  // 12: netfence.v1.DaemonStatus.control_plane_state:type_name -> netfence.v1.ConnectionState
+	9,  // 13: netfence.v1.DaemonStatus.counters:type_name -> netfence.v1.Counters
+	21, // 14: netfence.v1.Counters.drops:type_name -> netfence.v1.Counters.DropsEntry
+	22, // 15: netfence.v1.Counters.would_deny:type_name -> netfence.v1.Counters.WouldDenyEntry
+	7,  // 16: netfence.v1.GetResponse.attachment:type_name -> netfence.v1.AttachmentInfo
+	25, // 17: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
+	30, // 18: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
+	23, // 19: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
+	1,  // 20: netfence.v1.GetResponse.direction:type_name -> netfence.v1.Direction
+	12, // 21: netfence.v1.GetResponse.learned:type_name -> netfence.v1.LearnedAddress
+	31, // 22: netfence.v1.LearnedAddress.ports:type_name -> netfence.v1.PortRange
+	32, // 23: netfence.v1.LearnedAddress.remaining:type_name -> google.protobuf.Duration
+	25, // 24: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
+	30, // 25: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
+	24, // 26: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
+	7,  // 27: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
+	2,  // 28: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
+	4,  // 29: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
+	5,  // 30: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
+	33, // 31: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
+	10, // 32: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
+	13, // 33: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
+	15, // 34: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
+	34, // 35: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
+	35, // 36: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
+	3,  // 37: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
+	33, // 38: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
+	6,  // 39: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
+	8,  // 40: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
+	11, // 41: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
+	14, // 42: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
+	16, // 43: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
+	36, // 44: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
+	37, // 45: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
+	37, // [37:46] is the sub-list for method output_type
+	28, // [28:37] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_netfence_v1_daemon_proto_init() }
@@ -1606,7 +1782,7 @@ func file_netfence_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_netfence_v1_daemon_proto_rawDesc), len(file_netfence_v1_daemon_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

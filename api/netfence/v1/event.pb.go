@@ -417,13 +417,13 @@ type DnsDecision struct {
 	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
 	// Record type: "A", "AAAA", …
 	QueryType string `protobuf:"bytes,2,opt,name=query_type,json=queryType,proto3" json:"query_type,omitempty"`
-	// The query was answered, or would have been but for audit.
+	// Nothing forbids the query: false also where it was answered because of audit.
 	Allowed bool `protobuf:"varint,3,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	// Rule that decided, as text; empty: the mode's default.
 	Rule string `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
 	// Addresses learned from the answer.
 	Learned []string `protobuf:"bytes,5,rep,name=learned,proto3" json:"learned,omitempty"`
-	// The policy is in audit: the query was answered all the same.
+	// The query is forbidden and was answered all the same, because the policy is in audit.
 	Audit bool `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
 	// Rule that decided, or what went wrong, one line.
 	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`

@@ -118,8 +118,9 @@ var addedMessages = map[string]string{
 		string inherit_learned_from 106, bool dry_run 107`,
 	"AttachResponse": `bool created 100, repeated string warnings 101, repeated string nameservers 102`,
 	"DetachRequest":  `string key 100, bool missing_ok 101, bool all 102`,
-	"AttachmentInfo": `Direction direction 100`,
-	"DaemonStatus":   `repeated string problems 100`,
+	"AttachmentInfo": `Direction direction 100, map<string,uint64> drops 101, map<string,uint64> would_deny 102,
+		uint64 dns_queries_would_deny 103`,
+	"DaemonStatus": `repeated string problems 100, Counters counters 101`,
 
 	// Messages of our own.
 	"PortRange":     `uint32 first 1, uint32 last 2, Protocol protocol 3`,
@@ -144,6 +145,9 @@ var addedMessages = map[string]string{
 	"WatchRequest":    `repeated string ids 1`,
 	"ExplainRequest":  `string id 1, string key 2, string destination 3, uint32 port 4, Protocol protocol 5`,
 	"ExplainResponse": `bool allow 1, string list 2, string rule 3, string reason 4`,
+	"Counters": `uint64 packets_allowed 1, uint64 packets_blocked 2, uint64 dns_queries_allowed 3,
+		uint64 dns_queries_blocked 4, map<string,uint64> drops 5, map<string,uint64> would_deny 6,
+		uint64 dns_queries_would_deny 7`,
 	"GetRequest":      `string id 1, string key 2`,
 	"GetResponse": `AttachmentInfo attachment 1, BulkUpdate policy 2, Applied applied 3, map<string,uint64> drops 4,
 		string last_error 5, Direction direction 6, bool pending 7, repeated string warnings 8, string key 9,
