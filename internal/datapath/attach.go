@@ -203,24 +203,37 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	}
 	dir := d.pins.attached(id)
 	hooks := d.hooks(a.record)
-	lost, err := missing(hooks, dir)
+	gone, dead, err := lost(hooks, dir, a.record)
 	if err != nil {
 		return err
 	}
-	if len(lost) > 0 {
-		d.log.Warn("links were taken away, put back", "attachment", id, "links", len(lost))
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("attach %s %s: pin directory: %w", t.Type, t.Name, err)
-		}
-		if err := d.hold(a, lost, dir, t); err != nil {
+	if dead {
+		return fmt.Errorf("attachment %s: no link holds %s %s any more: %w", id, t.Type, t.Name, ErrVanished)
+	}
+	if len(gone) > 0 {
+		if err := d.putBack(a, id, gone, t); err != nil {
 			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 		}
 	}
-	if err := hooks[0].by.verify(hooks[0], dir, a.record); err != nil {
-		return err
-	}
 	if err := d.own(a); err != nil {
 		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+	}
+	return nil
+}
+
+// putBack holds hooks that somebody else, or a Detach that failed, took away.
+func (d *Datapath) putBack(a *attachment, id string, gone []hook, t target.Target) error {
+	d.log.Warn("links were taken away, put back", "attachment", id, "links", len(gone))
+	dir := d.pins.attached(id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	if err := d.hold(a, gone, dir, t); err != nil {
+		return err
+	}
+	// The name may lead to another target by now.
+	if h := gone[0]; h.name != verdictHook {
+		return h.by.verify(h, dir, a.record)
 	}
 	return nil
 }
@@ -256,7 +269,7 @@ func (d *Datapath) detach(a *attachment, id string) error {
 
 // abandon removes what attach or detach has left, and gives the index back.
 func (d *Datapath) abandon(a *attachment, id string) error {
-	if err := removeLinks(d.pins.pending(id)); err != nil {
+	if err := d.ours.removeLinks(d.pins.pending(id)); err != nil {
 		return err
 	}
 	if err := d.forget(a); err != nil {

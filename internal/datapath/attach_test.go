@@ -20,8 +20,8 @@ func TestAttachPutsLinksBack(t *testing.T) {
 	for name, tg := range map[string]target.Target{"interface": vethTarget(t, "v0"), "cgroup": cgroupTarget(t)} {
 		id := attach(t, d, tg)
 		for what, remove := range map[string]func(dir string) error{
-			"one":           func(dir string) error { return removeLink(filepath.Join(dir, "replies")) },
-			"the directory": removeLinks,
+			"one":           func(dir string) error { return d.ours.remove(filepath.Join(dir, "replies")) },
+			"the directory": d.ours.removeLinks,
 		} {
 			if err := remove(d.pins.attached(id)); err != nil {
 				t.Fatal(err)
@@ -29,7 +29,7 @@ func TestAttachPutsLinksBack(t *testing.T) {
 			if err := d.Attach(id, tg); err != nil {
 				t.Errorf("%s, %s removed: %v", name, what, err)
 			}
-			if lost, err := missing(d.hooks(d.known[id].record), d.pins.attached(id)); err != nil || len(lost) > 0 {
+			if lost, _, err := lost(d.hooks(d.known[id].record), d.pins.attached(id), d.known[id].record); err != nil || len(lost) > 0 {
 				t.Errorf("%s, %s removed: missing %v, %v", name, what, lost, err)
 			}
 		}
@@ -82,7 +82,7 @@ func TestAttachAfterAnUnfinishedDetach(t *testing.T) {
 		{"retracted", func(d *Datapath, _ *attachment, id string) error {
 			return os.Rename(d.pins.attached(id), d.pins.pending(id))
 		}},
-		{"unlinked", func(d *Datapath, _ *attachment, id string) error { return removeLinks(d.pins.pending(id)) }},
+		{"unlinked", func(d *Datapath, _ *attachment, id string) error { return d.ours.removeLinks(d.pins.pending(id)) }},
 		{"forgotten", func(d *Datapath, a *attachment, _ string) error { return d.forget(a) }},
 	}
 	for kind, make := range map[string]func(testing.TB) target.Target{

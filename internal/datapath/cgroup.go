@@ -3,8 +3,6 @@
 package datapath
 
 import (
-	"fmt"
-
 	"github.com/cilium/ebpf/link"
 
 	"github.com/netfence/netfence/internal/target"
@@ -16,15 +14,4 @@ type cgroup struct{ pinnedLink }
 func (c cgroup) hold(h hook, dir string, t target.Target) error {
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: t.Name, Attach: h.attach, Program: h.program})
 	return c.pin(h, dir, l, err)
-}
-
-func (c cgroup) verify(h hook, dir string, r bpfAttachment) error {
-	info, err := c.info(h, dir)
-	if err != nil {
-		return err
-	}
-	if on := info.Cgroup(); on == nil || on.CgroupId != r.Scope {
-		return fmt.Errorf("link %s: %w", h.name, ErrVanished)
-	}
-	return nil
 }

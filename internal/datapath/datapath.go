@@ -14,6 +14,7 @@
 //	v2/maps/NAME       the maps
 //	v2/links/ID/HOOK   the links of an attachment
 //	v2/links/tmp_ID/   one being attached or detached; removed by Open
+//	v2/foreign/        what somebody else had pinned where a link was to be
 //
 // The kernel side describes itself: Open needs no other state than the pins.
 package datapath
@@ -100,9 +101,11 @@ type Datapath struct {
 	pins pins
 	log  *slog.Logger
 	bpf  bpfObjects
+	ours *ours
 	only Only
 
-	witness *witness // nil: nobody is told of events
+	problems problems
+	witness  *witness // nil: nobody is told of events
 
 	// mu guards what follows. Lock order: attachment.mu before mu, mu before slots.mu.
 	mu       sync.Mutex

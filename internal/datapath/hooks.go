@@ -34,30 +34,31 @@ type holder interface {
 	hold(h hook, dir string, t target.Target) error
 	// missing is true if hold has yet to be called, or somebody has undone it.
 	missing(h hook, dir string) (bool, error)
-	// verify checks that the program sits on the target of r.
+	// verify checks that a program of ours sits on the target of r: ErrVanished if it sits
+	// nowhere, errForeign if somebody else's stands in its place, both if it sits elsewhere.
 	verify(h hook, dir string, r bpfAttachment) error
-	// update puts the program in the place of an earlier daemon's, without a gap.
-	// What is missing is put back by Attach.
-	update(h hook, dir string) error
+	// update puts the program in the place of an earlier daemon's, without a gap, or
+	// returns what verify would, and changes nothing.
+	update(h hook, dir string, r bpfAttachment) error
 }
 
 // hooks are those that r needs, the verdict first.
 func (d *Datapath) hooks(r bpfAttachment) []hook {
-	b := &d.bpf
+	b, links := &d.bpf, pinnedLink{d.ours}
 	if !isInterface(r) {
 		return []hook{
-			{verdictHook, b.NfCgEgress, ebpf.AttachCGroupInetEgress, cgroup{}},
-			{"replies", b.NfCgIngress, ebpf.AttachCGroupInetIngress, cgroup{}},
-			{"connect4", b.NfConnect4, ebpf.AttachCGroupInet4Connect, cgroup{}},
-			{"connect6", b.NfConnect6, ebpf.AttachCGroupInet6Connect, cgroup{}},
-			{"sendmsg4", b.NfSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, cgroup{}},
-			{"sendmsg6", b.NfSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, cgroup{}},
-			{"recvmsg4", b.NfRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg, cgroup{}},
-			{"recvmsg6", b.NfRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg, cgroup{}},
-			{"getpeername4", b.NfGetpeername4, ebpf.AttachCgroupInet4GetPeername, cgroup{}},
-			{"getpeername6", b.NfGetpeername6, ebpf.AttachCgroupInet6GetPeername, cgroup{}},
-			{"bind4", b.NfBind4, ebpf.AttachCGroupInet4Bind, cgroup{}},
-			{"bind6", b.NfBind6, ebpf.AttachCGroupInet6Bind, cgroup{}},
+			{verdictHook, b.NfCgEgress, ebpf.AttachCGroupInetEgress, cgroup{links}},
+			{"replies", b.NfCgIngress, ebpf.AttachCGroupInetIngress, cgroup{links}},
+			{"connect4", b.NfConnect4, ebpf.AttachCGroupInet4Connect, cgroup{links}},
+			{"connect6", b.NfConnect6, ebpf.AttachCGroupInet6Connect, cgroup{links}},
+			{"sendmsg4", b.NfSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, cgroup{links}},
+			{"sendmsg6", b.NfSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, cgroup{links}},
+			{"recvmsg4", b.NfRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg, cgroup{links}},
+			{"recvmsg6", b.NfRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg, cgroup{links}},
+			{"getpeername4", b.NfGetpeername4, ebpf.AttachCgroupInet4GetPeername, cgroup{links}},
+			{"getpeername6", b.NfGetpeername6, ebpf.AttachCgroupInet6GetPeername, cgroup{links}},
+			{"bind4", b.NfBind4, ebpf.AttachCGroupInet4Bind, cgroup{links}},
+			{"bind6", b.NfBind6, ebpf.AttachCGroupInet6Bind, cgroup{links}},
 		}
 	}
 	out, host, in := b.NfOutL2, b.NfHostL2, b.NfInL2
@@ -66,29 +67,37 @@ func (d *Datapath) hooks(r bpfAttachment) []hook {
 	}
 	if r.Flags&uint32(bpfAttachmentFlagATTACHMENT_EGRESS) != 0 {
 		return []hook{
-			{verdictHook, host, ebpf.AttachTCXEgress, tcx{}},
-			{"replies", in, ebpf.AttachTCXIngress, tcx{}},
+			{verdictHook, host, ebpf.AttachTCXEgress, tcx{links}},
+			{"replies", in, ebpf.AttachTCXIngress, tcx{links}},
 		}
 	}
 	return []hook{
-		{verdictHook, out, ebpf.AttachTCXIngress, tcx{}},
-		{"replies", in, ebpf.AttachTCXEgress, tcx{}},
+		{verdictHook, out, ebpf.AttachTCXIngress, tcx{links}},
+		{"replies", in, ebpf.AttachTCXEgress, tcx{links}},
 	}
 }
 
-// missing returns the hooks that are not on the target.
-func missing(hooks []hook, dir string) ([]hook, error) {
-	var lost []hook
+// lost returns the hooks that are not on the target. dead is true if all of ours are on
+// no target: then it is the target that is gone, or somebody has detached them all.
+func lost(hooks []hook, dir string, r bpfAttachment) (list []hook, dead bool, err error) {
+	held := 0
 	for _, h := range hooks {
 		gone, err := h.by.missing(h, dir)
-		if err != nil {
-			return nil, fmt.Errorf("link %s: %w", h.name, err)
+		if err == nil && !gone {
+			err = h.by.verify(h, dir, r)
 		}
-		if gone {
-			lost = append(lost, h)
+		switch {
+		case errors.Is(err, ErrVanished) && !errors.Is(err, errForeign):
+			dead = true
+		case err == nil && !gone:
+			held++
+			continue
+		case err != nil && !errors.Is(err, errForeign) && !errors.Is(err, fs.ErrNotExist):
+			return nil, false, fmt.Errorf("link %s: %w", h.name, err)
 		}
+		list = append(list, h)
 	}
-	return lost, nil
+	return list, dead && held == 0, nil
 }
 
 // vanished recognises the kernel's ways to say that the target is no more.

@@ -162,7 +162,7 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 			}
 		},
 		"attach, before any link": func(t *testing.T, d *Datapath, id string) {
-			if err := removeLinks(d.pins.attached(id)); err != nil {
+			if err := d.ours.removeLinks(d.pins.attached(id)); err != nil {
 				t.Fatal(err)
 			}
 		},

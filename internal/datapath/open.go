@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,7 +34,8 @@ func Open(cfg Config) (*Datapath, error) {
 	}
 	d := &Datapath{
 		pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
-		known: make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
+		problems: problems{log: cfg.Log},
+		known:    make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
 	}
 	if err := d.load(cfg, version); err != nil {
 		return nil, err
@@ -106,12 +105,16 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 	case err != nil:
 		return fmt.Errorf("load programs: %w (needs Linux 6.6 with BTF, for tcx and bpf_cast_to_kern_ctx)", err)
 	}
+	made := fields[ebpf.Map](&d.bpf.bpfMaps)
 	err = d.pins.takeOver(version)
 	if err == nil {
 		err = d.pins.create()
 	}
 	if err == nil {
-		err = d.pins.pinMaps(fields[ebpf.Map](&d.bpf.bpfMaps), opened, toPin)
+		err = d.pins.pinMaps(made, opened, toPin)
+	}
+	if err == nil {
+		d.ours, err = d.pins.oursOf(made, toPin)
 	}
 	if err != nil {
 		return errors.Join(err, d.bpf.Close())
@@ -124,7 +127,7 @@ func nanoseconds(d time.Duration) uint64 { return uint64(max(d, 0)) }
 // adopt reads what the kernel holds. Order matters: links of unfinished work
 // first, so that a record without published links is known to be a leftover.
 func (d *Datapath) adopt() error {
-	if err := d.pins.sweep(); err != nil {
+	if err := d.pins.sweep(d.ours); err != nil {
 		return err
 	}
 	records, err := readArray[bpfAttachment](d.bpf.NfAttachments)
@@ -180,25 +183,11 @@ func (d *Datapath) adopt() error {
 	if err := d.updateLinks(); err != nil {
 		return err
 	}
+	if err := d.sweepUnknown(); err != nil {
+		return err
+	}
 	// Ids of names that are gone may be given out again: no flow may still have one.
 	return d.endFlows(0) // a crash may have come between a policy and the end of the flows that it denies
-}
-
-// updateLinks puts this daemon's programs under all pinned links.
-func (d *Datapath) updateLinks() error {
-	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for id, a := range d.known {
-		g.Go(func() error {
-			for _, h := range d.hooks(a.record) {
-				if err := h.by.update(h, d.pins.attached(id)); err != nil {
-					return fmt.Errorf("attachment %s: link %s: %w", id, h.name, err)
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }
 
 // readArray copies a whole array map.

@@ -16,6 +16,7 @@ import (
 const (
 	mapsDir       = "maps"
 	linksDir      = "links"
+	foreignDir    = "foreign" // what was in the way; see setAside
 	pendingPrefix = "tmp_"
 )
 
@@ -39,7 +40,7 @@ func (p pins) create() error {
 }
 
 // sweep removes links that were being attached or detached when a daemon died.
-func (p pins) sweep() error {
+func (p pins) sweep(o *ours) error {
 	entries, err := os.ReadDir(p.links())
 	if err != nil {
 		return fmt.Errorf("pinned links: %w", err)
@@ -47,7 +48,7 @@ func (p pins) sweep() error {
 	var errs []error
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), pendingPrefix) {
-			errs = append(errs, removeLinks(filepath.Join(p.links(), e.Name())))
+			errs = append(errs, o.removeLinks(filepath.Join(p.links(), e.Name())))
 		}
 	}
 	return errors.Join(errs...)
@@ -55,10 +56,13 @@ func (p pins) sweep() error {
 
 // removeLinks ends a directory of links. The verdict goes last: until then no
 // packet passes that it would have dropped.
-func removeLinks(dir string) error {
+func (o *ours) removeLinks(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return o.setAside(dir)
 	}
 	if err != nil {
 		return fmt.Errorf("pinned links: %w", err)
@@ -71,16 +75,17 @@ func removeLinks(dir string) error {
 			last = path
 			continue
 		}
-		errs = append(errs, removeLink(path))
+		errs = append(errs, o.remove(path))
 	}
 	if last != "" {
-		errs = append(errs, removeLink(last))
+		errs = append(errs, o.remove(last))
 	}
 	return errors.Join(append(errs, os.Remove(dir))...)
 }
 
 // RemoveAll ends every attachment of any ABI below dir and removes the maps. It
 // is for `detach --all` without a daemon; the caller holds the daemon's lock.
+// What somebody else has pinned among them stays.
 func RemoveAll(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,26 +106,34 @@ func RemoveAll(dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	// ENOTEMPTY: a run has its own pins below (internal/run).
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		return fmt.Errorf("pin directory: %w", err)
-	}
-	return nil
+	// A run has its own pins below (internal/run), and others may have theirs.
+	return removeIfEmpty(dir)
 }
 
 func removeABI(base string) error {
-	attached, err := os.ReadDir(filepath.Join(base, "links"))
+	o, err := oursIn(base)
+	if err != nil {
+		return err
+	}
+	attached, err := os.ReadDir(filepath.Join(base, linksDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pinned links: %w", err)
 	}
 	var errs []error
 	for _, e := range attached {
-		errs = append(errs, removeLinks(filepath.Join(base, "links", e.Name())))
+		errs = append(errs, o.removeLinks(filepath.Join(base, linksDir, e.Name())))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(base); err != nil {
+	if err := os.RemoveAll(filepath.Join(base, mapsDir)); err != nil {
+		return fmt.Errorf("pin directory: %w", err)
+	}
+	return errors.Join(removeIfEmpty(filepath.Join(base, linksDir)), removeIfEmpty(base))
+}
+
+func removeIfEmpty(dir string) error {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("pin directory: %w", err)
 	}
 	return nil

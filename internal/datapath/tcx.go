@@ -3,8 +3,6 @@
 package datapath
 
 import (
-	"fmt"
-
 	"github.com/cilium/ebpf/link"
 
 	"github.com/netfence/netfence/internal/target"
@@ -19,15 +17,4 @@ func (x tcx) hold(h hook, dir string, t target.Target) error {
 		Interface: t.Ifindex, Program: h.program, Attach: h.attach, Anchor: link.Head(),
 	})
 	return x.pin(h, dir, l, err)
-}
-
-func (x tcx) verify(h hook, dir string, r bpfAttachment) error {
-	info, err := x.info(h, dir)
-	if err != nil {
-		return err
-	}
-	if on := info.TCX(); on == nil || on.Ifindex != r.Ifindex {
-		return fmt.Errorf("link %s: %w", h.name, ErrVanished)
-	}
-	return nil
 }

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+)
+
+// problems are what an operator should look at, until it is over.
+type problems struct {
+	log *slog.Logger
+	mu  sync.Mutex
+	// by what they are about: a path, or an attachment and a hook
+	texts map[string]string
+}
+
+// Problems lists what Netfence found in the kernel that it did not put there, and what it lost.
+func (d *Datapath) Problems() []string {
+	p := &d.problems
+	p.mu.Lock()
+	texts := slices.Sorted(maps.Values(p.texts))
+	p.mu.Unlock()
+	aside, _ := os.ReadDir(filepath.Join(d.pins.base(), foreignDir)) // most have none
+	for _, e := range aside {
+		texts = append(texts, fmt.Sprintf("pin %s is not Netfence's and was in the way (move it to where it belongs)",
+			filepath.Join(d.pins.base(), foreignDir, e.Name())))
+	}
+	return texts
+}
+
+// note logs a problem when it is new.
+func (p *problems) note(about, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.texts[about] == text {
+		return
+	}
+	if p.texts == nil {
+		p.texts = make(map[string]string)
+	}
+	p.texts[about] = text
+	p.log.Error("not as it was left", "problem", text)
+}
+
+func (p *problems) over(about string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.texts, about)
+}
