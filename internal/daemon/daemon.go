@@ -158,6 +158,7 @@ func (d *daemon) assemble(version string) error {
 			s := localapi.Status{Version: version, DaemonID: id, Hostname: hostname}
 			d.control.report(&s)
 			d.reportOrphans(&s)
+			s.Problems = append(s.Problems, d.kernel.Problems()...)
 			if d.dns.failed != nil {
 				s.Problems = append(s.Problems, d.dns.failed.Error())
 			}
