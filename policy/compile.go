@@ -19,39 +19,37 @@ func (e *UnsupportedError) Error() string {
 	return e.Field + ": not supported yet (leave it out)"
 }
 
-// Compile makes the form that the kernel holds. The policy must be valid. A
-// prefix to which more than MaxChain clauses apply is an [*InvalidError], a
-// part that has no effect yet an [*UnsupportedError].
-func (p *Policy) Compile() (*Compiled, error) {
-	switch {
-	case p.Audit:
-		return nil, &UnsupportedError{"audit"}
-	case len(p.Source) > 0:
-		return nil, &UnsupportedError{"source"}
-	case len(p.RepliesUDP) > 0:
-		return nil, &UnsupportedError{"replies_udp"}
-	}
+// Compile is CompileWith without a guard.
+func (p *Policy) Compile() (*Compiled, error) { return p.CompileWith(nil) }
+
+// CompileWith makes the form that the kernel holds, with guard (nil: none)
+// above the policy. Both must be valid. A prefix to which more than MaxChain
+// clauses apply is an [*InvalidError], a part that has no effect yet an
+// [*UnsupportedError].
+func (p *Policy) CompileWith(guard *Guard) (*Compiled, error) {
 	for i, z := range p.DNS.Forward {
 		if z.Original {
 			return nil, &UnsupportedError{fmt.Sprintf("dns.forward[%d].original", i)}
 		}
 	}
-	c := &Compiled{Mode: p.Mode, Names: p.names()}
+	c := &Compiled{Mode: p.Mode, Audit: p.Audit, Names: p.names(guard), policy: p, guard: guard}
+	t := compiler{guardAllow: guard.list(Allow), guardDeny: guard.list(Deny), sources: p.Source}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist:
 		c.Replies, c.Loopback = p.Replies == RepliesDefault, p.Loopback
-	case ModeDisabled:
-		c.Loopback = LoopbackAllow
-		return c, nil
+		t.allow, t.deny = p.Allow, p.Deny
+		if c.Replies {
+			t.repliesUDP, c.RepliesUDP = p.RepliesUDP, len(p.RepliesUDP) > 0
+		}
+	case ModeDisabled: // what passes anyway needs no audit, and no source is wrong
+		c.Audit, c.Loopback, t.sources = false, LoopbackAllow, nil
+	case ModeBlockAll:
+		c.Loopback = LoopbackDeny
 	default: // an unknown mode is closed
-		c.Mode, c.Loopback = ModeBlockAll, LoopbackDeny
-		return c, nil
-	}
-	if len(p.Allow)+len(p.Deny) == 0 {
-		return c, nil
+		c.Mode, c.Audit, c.Loopback = ModeBlockAll, false, LoopbackDeny
 	}
 	var err error
-	c.Table, err = p.compileTable()
+	c.Table, err = t.compile()
 	return c, err
 }
 
@@ -61,7 +59,7 @@ func (p *Policy) Compile() (*Compiled, error) {
 type placed struct {
 	hi, lo uint64 // the address of the 128-bit prefix
 	bits   int
-	order  uint32 // deny before allow, then as listed; math.MaxUint32: no rule
+	order  uint32 // see compiler.rule; math.MaxUint32: no rule
 }
 
 func place(p netip.Prefix, order uint32) placed {
@@ -94,35 +92,54 @@ func (a placed) prefix() netip.Prefix {
 
 // compiler builds a table from placed rules, one prefix after the other.
 type compiler struct {
-	policy *Policy
-	table  Table
-	own    []Clause // of the prefix at hand; reused
-	open   []cover  // the entries that cover the prefix at hand, nearest last
+	guardDeny, guardAllow, deny, allow []Rule
+
+	sources    []Source
+	repliesUDP []Ports
+
+	table Table
+	own   []Clause // of the prefix at hand; reused
+	open  []cover  // the entries that cover the prefix at hand, nearest last
 }
 
-// cover is an entry whose chain those that it covers may continue.
+// cover is an entry whose clauses apply to those that it covers too.
 type cover struct {
 	prefix netip.Prefix
-	entry  int    // index into Table.Entries
-	link   uint32 // index into Table.Clauses of its first clause; 0: not there yet
-	length int    // of its chain
+	// guard is all that the guard says of the prefix, to be copied, since what
+	// follows it is each prefix's own.
+	guard []Clause
+	// closed: the guard decides everything here.
+	closed bool
+	rule   uint32 // order of the nearest rule of the policy, for errors
+	// The policy's chain is shared by the last of each chain that continues it.
+	first  Clause // of the chain; VerdictNone: it is wholly that of link
+	link   uint32 // index into Table.Clauses of the chain's first clause; 0: not there yet
+	length int    // of the chain
 }
 
-func (p *Policy) compileTable() (*Table, error) {
-	n := len(p.Allow) + len(p.Deny)
-	rules := make([]placed, 0, n+1)
-	for i := range p.Deny {
-		rules = append(rules, place(p.Deny[i].Prefix, uint32(i)))
+// compile returns nil when there is nothing to hold.
+func (c *compiler) compile() (*Table, error) {
+	lists := [][]Rule{c.guardDeny, c.guardAllow, c.deny, c.allow}
+	n := 0
+	for _, list := range lists {
+		n += len(list)
 	}
-	for i := range p.Allow {
-		rules = append(rules, place(p.Allow[i].Prefix, uint32(len(p.Deny)+i)))
+	if n+len(c.sources)+len(c.repliesUDP) == 0 {
+		return nil, nil
+	}
+	rules := make([]placed, 0, n+1)
+	for _, list := range lists {
+		for i := range list {
+			rules = append(rules, place(list[i].Prefix, uint32(len(rules))))
+		}
 	}
 	rules = append(rules, place(mapped4, math.MaxUint32))
 	slices.SortFunc(rules, placed.compare)
 
-	c := compiler{policy: p}
+	c.table.Sources = c.sources
 	c.table.Entries = make([]Entry, 0, n+1)
-	c.table.Clauses = make([]Clause, 1)
+	c.table.Clauses = make([]Clause, 1, max(1, len(c.repliesUDP)))
+	c.addReplies()
 	for len(rules) > 0 {
 		end := 1
 		for end < len(rules) && rules[end].samePrefix(rules[0]) {
@@ -136,37 +153,101 @@ func (p *Policy) compileTable() (*Table, error) {
 	return &c.table, nil
 }
 
+// addReplies puts the chain of UDP ports where no other chain leads.
+func (c *compiler) addReplies() {
+	for i, p := range c.repliesUDP {
+		clause := Clause{First: p.First, Last: p.Last, Match: MatchUDP, Verdict: VerdictAllow}
+		if i == 0 {
+			c.table.Clauses[0] = clause
+			continue
+		}
+		c.table.Clauses[i-1].Next = uint32(i)
+		c.table.Clauses = append(c.table.Clauses, clause)
+	}
+}
+
 // add makes the entry for rules of one prefix, given in order.
 func (c *compiler) add(rules []placed) error {
-	prefix := rules[0].prefix()
-	for len(c.open) > 0 && !c.open[len(c.open)-1].covers(prefix) {
+	at := cover{prefix: rules[0].prefix(), rule: math.MaxUint32, first: Clause{Verdict: VerdictNone}}
+	for len(c.open) > 0 && !c.open[len(c.open)-1].covers(at.prefix) {
 		c.open = c.open[:len(c.open)-1]
 	}
-	closed := c.collect(rules) || prefix == mapped4 // no IPv6 prefix covers IPv4
-	length, next := len(c.own), uint32(0)
-	if len(c.open) > 0 && !closed {
-		parent := &c.open[len(c.open)-1]
-		length += parent.length
-		next = c.link(parent)
+	var parent cover
+	if len(c.open) > 0 && at.prefix != mapped4 { // no IPv6 prefix covers IPv4
+		parent = c.open[len(c.open)-1]
 	}
-	if length > MaxChain {
-		return c.tooLong(rules[0], length)
+	guards := c.guardsOf(rules)
+	if guards == 0 && parent.closed {
+		return nil // the covering entry is the answer
 	}
-	entry := Entry{Prefix: prefix, Clause: Clause{Verdict: VerdictNone}}
-	if len(c.own) > 0 {
-		// The first goes into the entry, the others in a row, the last
-		// continues with the covering prefix.
-		base := uint32(len(c.table.Clauses))
-		for i := range c.own {
-			c.own[i].Next = base + uint32(i)
+	if at.guard, at.closed = parent.guard, parent.closed; guards > 0 {
+		closed := c.collect(rules[:guards])
+		if !closed {
+			c.own = append(c.own, parent.guard...)
 		}
-		c.own[len(c.own)-1].Next = next
-		entry.Clause = c.own[0]
-		c.table.Clauses = append(c.table.Clauses, c.own[1:]...)
+		at.guard, at.closed = slices.Clone(c.own), closed || parent.closed
 	}
-	c.open = append(c.open, cover{prefix: prefix, entry: len(c.table.Entries), length: length})
+	if !at.closed {
+		c.addChain(&at, rules[guards:])
+	}
+	if n := len(at.guard); n > maxGuardChain {
+		return c.tooLong(rules[0].order, &at, n, maxGuardChain)
+	}
+	if n := len(at.guard) + at.length; n > MaxChain {
+		return c.tooLong(at.rule, &at, n, MaxChain)
+	}
+	entry := Entry{Prefix: at.prefix, Clause: at.first}
+	if len(at.guard) > 0 {
+		entry.Clause = c.chain(at.guard, c.link(&at))
+	}
 	c.table.Entries = append(c.table.Entries, entry)
+	c.open = append(c.open, at)
 	return nil
+}
+
+// addChain makes the policy's chain for a prefix.
+func (c *compiler) addChain(at *cover, rules []placed) {
+	closed := c.collect(rules)
+	at.length = len(c.own)
+	if len(c.open) > 0 && at.prefix != mapped4 && !closed {
+		parent := &c.open[len(c.open)-1]
+		at.length += parent.length
+		at.rule, at.link = parent.rule, c.link(parent)
+	}
+	if len(rules) > 0 && rules[0].order != math.MaxUint32 {
+		at.rule = rules[0].order
+	}
+	if len(c.own) > 0 {
+		at.first, at.link = c.chain(c.own, at.link), 0
+	}
+}
+
+// chain puts clauses in a row that ends in next. The first is returned, for the
+// entry to hold.
+func (c *compiler) chain(clauses []Clause, next uint32) Clause {
+	base := uint32(len(c.table.Clauses))
+	c.table.Clauses = append(c.table.Clauses, clauses[1:]...)
+	first := clauses[0]
+	row := c.table.Clauses[base:]
+	for i := range row {
+		row[i].Next = base + uint32(i) + 1
+	}
+	if len(row) == 0 {
+		first.Next = next
+		return first
+	}
+	first.Next, row[len(row)-1].Next = base, next
+	return first
+}
+
+// link returns the index of the first clause of the policy's chain, which until
+// now may be in an entry only. 0: there is none.
+func (c *compiler) link(of *cover) uint32 {
+	if of.link == 0 && of.first.Verdict != VerdictNone {
+		of.link = uint32(len(c.table.Clauses))
+		c.table.Clauses = append(c.table.Clauses, of.first)
+	}
+	return of.link
 }
 
 // collect fills c.own with the clauses of rules and reports whether they end
@@ -174,11 +255,10 @@ func (c *compiler) add(rules []placed) error {
 func (c *compiler) collect(rules []placed) (closed bool) {
 	c.own = c.own[:0]
 	for _, at := range rules {
-		rule, verdict, number := c.rule(at.order)
+		rule, clause := c.rule(at.order)
 		if rule == nil {
 			continue
 		}
-		clause := Clause{Deadline: rule.Deadline, Verdict: verdict, Rule: number}
 		for _, p := range rule.Ports {
 			clause.First, clause.Last, clause.Match = p.First, p.Last, matchOf(p.Protocol)
 			c.own = append(c.own, clause)
@@ -194,36 +274,50 @@ func (c *compiler) collect(rules []placed) (closed bool) {
 	return false
 }
 
-// rule returns nil for the mark that keeps IPv4 apart.
-func (c *compiler) rule(order uint32) (rule *Rule, verdict ClauseVerdict, number uint32) {
-	p, denies := c.policy, uint32(len(c.policy.Deny))
-	switch {
-	case order == math.MaxUint32:
-		return nil, VerdictNone, 0
-	case order < denies:
-		return &p.Deny[order], VerdictDeny, uint32(len(p.Allow)) + order + 1
+// guardsOf counts the guard's rules, which come first.
+func (c *compiler) guardsOf(rules []placed) int {
+	n := 0
+	for n < len(rules) && int(rules[n].order) < len(c.guardDeny)+len(c.guardAllow) {
+		n++
 	}
-	order -= denies
-	return &p.Allow[order], VerdictAllow, order + 1
+	return n
 }
 
-// link returns the index of the parent's first clause, which until now may be
-// in its entry only.
-func (c *compiler) link(parent *cover) uint32 {
-	first := c.table.Entries[parent.entry].Clause
-	if parent.link == 0 && first.Verdict != VerdictNone {
-		parent.link = uint32(len(c.table.Clauses))
-		c.table.Clauses = append(c.table.Clauses, first)
+// rule finds a rule by its order, which is the order in which rules of one
+// prefix are asked: the guard first, deny before allow, then as listed. clause
+// is what its clauses have in common. rule is nil for the mark that keeps IPv4
+// apart.
+func (c *compiler) rule(order uint32) (rule *Rule, clause Clause) {
+	if order == math.MaxUint32 {
+		return nil, Clause{Verdict: VerdictNone}
 	}
-	return parent.link
+	deny, allow, i := c.guardDeny, c.guardAllow, int(order)
+	clause.Guard = i < len(deny)+len(allow)
+	if !clause.Guard {
+		i -= len(deny) + len(allow)
+		deny, allow = c.deny, c.allow
+	}
+	if i < len(deny) {
+		clause.Verdict, clause.Rule, rule = VerdictDeny, uint32(len(allow)+i+1), &deny[i]
+	} else {
+		i -= len(deny)
+		clause.Verdict, clause.Rule, rule = VerdictAllow, uint32(i+1), &allow[i]
+	}
+	clause.Deadline = rule.Deadline
+	return rule, clause
 }
 
-func (c *compiler) tooLong(at placed, length int) error {
-	rule, _, number := c.rule(at.order)
-	_, list, index := c.policy.RuleAt(number)
-	return invalidAt(list.String(), index, rule.String(), fmt.Errorf(
+// tooLong blames the rule with the given order.
+func (c *compiler) tooLong(order uint32, at *cover, length, most int) error {
+	rule, clause := c.rule(order)
+	allow, deny, above := c.allow, c.deny, ""
+	if clause.Guard {
+		allow, deny, above = c.guardAllow, c.guardDeny, "guard."
+	}
+	_, list, index := ruleAt(allow, deny, clause.Rule)
+	return invalidAt(above+list.String(), index, rule.String(), fmt.Errorf(
 		"%d port ranges and lifetimes apply to prefix %s and those that cover it, at most %d (merge ranges)",
-		length, rule.Prefix, MaxChain))
+		length, from128(at.prefix), most))
 }
 
 func (c *cover) covers(p netip.Prefix) bool {

@@ -13,7 +13,7 @@ import (
 )
 
 func TestCompileSettings(t *testing.T) {
-	rule := rules(t, "10.0.0.0/8")
+	rule, source, sip := rules(t, "10.0.0.0/8"), []Source{{MAC: [6]byte{2}}}, []Ports{{5060, 5060, UDP}}
 	for _, tt := range []struct {
 		policy Policy
 		want   Compiled // without its table
@@ -22,7 +22,13 @@ func TestCompileSettings(t *testing.T) {
 		{Policy{}, Compiled{Loopback: LoopbackDeny}, false},
 		{Policy{Mode: ModeBlockAll, Allow: rule, Loopback: LoopbackAllow}, Compiled{Loopback: LoopbackDeny}, false},
 		{Policy{Mode: ModeDisabled, Deny: rule}, Compiled{Mode: ModeDisabled, Loopback: LoopbackAllow}, false},
+		{Policy{Audit: true, Source: source, RepliesUDP: sip}, Compiled{Audit: true, Loopback: LoopbackDeny}, true},
+		{Policy{Mode: ModeDisabled, Audit: true, Source: source, RepliesUDP: sip}, Compiled{Mode: ModeDisabled, Loopback: LoopbackAllow}, false},
+		{Policy{Mode: 77, Audit: true}, Compiled{Loopback: LoopbackDeny}, false},
 		{Policy{Mode: ModeAllowlist}, Compiled{Mode: ModeAllowlist, Replies: true}, false},
+		{Policy{Mode: ModeAllowlist, Audit: true, Source: source}, Compiled{Mode: ModeAllowlist, Audit: true, Replies: true}, true},
+		{Policy{Mode: ModeDenylist, RepliesUDP: sip}, Compiled{Mode: ModeDenylist, Replies: true, RepliesUDP: true}, true},
+		{Policy{Mode: ModeDenylist, RepliesUDP: sip, Replies: RepliesDeny}, Compiled{Mode: ModeDenylist}, false},
 		{Policy{Mode: ModeAllowlist, Allow: rule, Replies: RepliesDeny}, Compiled{Mode: ModeAllowlist}, true},
 		{Policy{Mode: ModeDenylist, Deny: rule, Loopback: LoopbackAllow}, Compiled{Mode: ModeDenylist, Replies: true, Loopback: LoopbackAllow}, true},
 	} {
@@ -36,7 +42,7 @@ func TestCompileSettings(t *testing.T) {
 		if c.Names == nil {
 			t.Errorf("%+v: no names", tt.policy)
 		}
-		c.Table, c.Names = nil, nil
+		c.Table, c.Names, c.policy = nil, nil, nil
 		if *c != tt.want {
 			t.Errorf("%+v: %+v, want %+v", tt.policy, *c, tt.want)
 		}
@@ -46,9 +52,6 @@ func TestCompileSettings(t *testing.T) {
 func TestCompileUnsupported(t *testing.T) {
 	server := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
 	for field, p := range map[string]*Policy{
-		"audit":                   {Audit: true},
-		"source":                  {Source: []Source{{MAC: [6]byte{2}}}},
-		"replies_udp":             {RepliesUDP: []Ports{{5060, 5060, UDP}}},
 		"dns.forward[1].original": {DNS: DNS{Forward: []ZoneForward{{Zone: "corp", To: server}, {Zone: "lan", Original: true}}}},
 	} {
 		var unsupported *UnsupportedError
@@ -125,7 +128,7 @@ func TestChainLimit(t *testing.T) {
 	}
 	checkTable(t, c.Table)
 	for port := range uint16(100) {
-		checkAgreement(t, p, c, Flow{Addr: p.Deny[0].Prefix.Addr(), Protocol: TCP, Port: port}, 0)
+		checkAgreement(t, p, nil, c, Flow{Addr: p.Deny[0].Prefix.Addr(), Protocol: TCP, Port: port}, 0)
 	}
 	// A rule for everything ends the chain for those below.
 	p.Deny = append(p.Deny, rules(t, "2001:db8::/127")...)
@@ -158,6 +161,7 @@ func TestHash(t *testing.T) {
 	for name, change := range map[string]func(c *Clause){
 		"deadline": func(c *Clause) { c.Deadline++ }, "first": func(c *Clause) { c.First++ }, "last": func(c *Clause) { c.Last++ },
 		"match": func(c *Clause) { c.Match++ }, "verdict": func(c *Clause) { c.Verdict++ }, "next": func(c *Clause) { c.Next++ }, "rule": func(c *Clause) { c.Rule++ },
+		"guard": func(c *Clause) { c.Guard = !c.Guard },
 	} {
 		saved := table.Entries[1].Clause
 		change(&table.Entries[1].Clause)
@@ -166,8 +170,26 @@ func TestHash(t *testing.T) {
 		}
 		table.Entries[1].Clause = saved
 	}
-	if n := reflect.TypeFor[Clause]().NumField(); n != 7 {
-		t.Errorf("Clause has %d fields, and Hash covers 7", n)
+	if n := reflect.TypeFor[Clause]().NumField(); n != 8 {
+		t.Errorf("Clause has %d fields, and Hash covers 8", n)
+	}
+	for name, change := range map[string]func(*Table){
+		"prefix":     func(t *Table) { t.Sources = []Source{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}} },
+		"ipv6":       func(t *Table) { t.Sources = []Source{{Prefix: netip.MustParsePrefix("::a00:0/8")}} },
+		"mac":        func(t *Table) { t.Sources = []Source{{MAC: [6]byte{2}}} },
+		"two":        func(t *Table) { t.Sources = []Source{{MAC: [6]byte{2}}, {MAC: [6]byte{4}}} },
+		"reply port": func(t *Table) { t.Clauses = []Clause{{First: 1, Last: 2, Match: MatchUDP, Verdict: VerdictAllow}} },
+	} {
+		changed := *table
+		change(&changed)
+		h := changed.Hash()
+		if other, ok := seen[h]; ok {
+			t.Errorf("%s and %q have one hash", name, other)
+		}
+		seen[h] = name
+	}
+	if n := reflect.TypeFor[Table]().NumField(); n != 3 {
+		t.Errorf("Table has %d fields, and Hash covers 3", n)
 	}
 }
 
@@ -251,8 +273,8 @@ func TestCompileMany(t *testing.T) {
 	checkTable(t, c.Table)
 	for _, list := range []Action{Allow, Deny} {
 		for _, r := range p.list(list)[:300] {
-			checkAgreement(t, p, c, Flow{Addr: r.Prefix.Addr(), Protocol: TCP, Port: 443}, 0)
-			checkAgreement(t, p, c, Flow{Addr: r.Prefix.Addr(), Protocol: UDP, Port: 53}, 0)
+			checkAgreement(t, p, nil, c, Flow{Addr: r.Prefix.Addr(), Protocol: TCP, Port: 443}, 0)
+			checkAgreement(t, p, nil, c, Flow{Addr: r.Prefix.Addr(), Protocol: UDP, Port: 53}, 0)
 		}
 	}
 }

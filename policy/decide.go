@@ -30,40 +30,60 @@ type Decision struct {
 	Rule   *Rule  // nil: the mode's default
 	List   Action // the list in which Rule stands
 	Index  int    // place of Rule in its list, from 0
+	Guard  bool   // the list is the guard's
 	Reason string // for people
 }
 
-// Decide judges a flow by the static rules at a time of the boot clock: by the
-// letter of the specification, rule by rule. Learned addresses and reply flows
-// are not the policy's and are not considered.
+// Decide judges a flow by the policy alone; see [Policy.DecideWith].
+func (p *Policy) Decide(f Flow, boot time.Duration) Decision { return p.DecideWith(nil, f, boot) }
+
+// DecideWith judges a flow by the static rules at a time of the boot clock, with
+// a guard (nil: none) above them: by the letter of the specification, rule by
+// rule. Learned addresses and reply flows are not the policy's and are not
+// considered; nor is audit, which lets pass what is denied here but for the
+// guard's denials.
 //
-// An IPv6 address that embeds an IPv4 address passes only if both would.
-func (p *Policy) Decide(f Flow, boot time.Duration) Decision {
+// An IPv6 address that embeds an IPv4 address passes only if both would. What
+// the guard denies of either, it denies, whatever the policy says of the other.
+func (p *Policy) DecideWith(g *Guard, f Flow, boot time.Duration) Decision {
 	f.Addr = f.Addr.Unmap().WithZone("")
-	outer := p.decide(f, boot)
-	inner, ok := embedded(f.Addr)
-	if outer.Action == Deny || !ok {
+	outer := p.decide(g, f, boot)
+	var ok bool
+	if f.Addr, ok = embedded(f.Addr); !ok {
 		return outer
 	}
-	f.Addr = inner
-	d := p.decide(f, boot)
-	if d.Action == Allow {
+	inner := p.decide(g, f, boot)
+	if inner.Action == Allow || outer.Action == Deny && (outer.Guard || !inner.Guard) {
 		return outer
 	}
-	d.Reason = fmt.Sprintf("embedded IPv4 address %s: %s", inner, d.Reason)
-	return d
+	inner.Reason = fmt.Sprintf("embedded IPv4 address %s: %s", f.Addr, inner.Reason)
+	return inner
 }
 
-func (p *Policy) decide(f Flow, boot time.Duration) Decision {
+func (p *Policy) decide(g *Guard, f Flow, boot time.Duration) Decision {
 	if !f.Addr.IsValid() {
 		return Decision{Action: Deny, Reason: "no address"}
+	}
+	if d := g.decide(f, boot); d.Rule != nil {
+		return d
 	}
 	if p.Mode != ModeAllowlist && p.Mode != ModeDenylist {
 		return Decision{Action: p.Mode.fallback(), Reason: "mode " + p.Mode.String()}
 	}
+	if d := longest(p.Allow, p.Deny, f, boot); d.Rule != nil {
+		return d
+	}
+	return Decision{Action: p.Mode.fallback(), Reason: fmt.Sprintf("mode %s, no rule matches %s", p.Mode, f)}
+}
+
+// longest finds the rule with the longest prefix of those that speak of f.
+func longest(allow, deny []Rule, f Flow, boot time.Duration) Decision {
 	var best Decision
 	for _, list := range []Action{Deny, Allow} { // deny first: it wins a tie
-		rules := p.list(list)
+		rules := deny
+		if list == Allow {
+			rules = allow
+		}
 		for i := range rules {
 			r := &rules[i]
 			if !r.matches(f, boot) || best.Rule != nil && r.Prefix.Bits() <= best.Rule.Prefix.Bits() {
@@ -72,10 +92,9 @@ func (p *Policy) decide(f Flow, boot time.Duration) Decision {
 			best = Decision{Action: list, Rule: r, List: list, Index: i}
 		}
 	}
-	if best.Rule == nil {
-		return Decision{Action: p.Mode.fallback(), Reason: fmt.Sprintf("mode %s, no rule matches %s", p.Mode, f)}
+	if best.Rule != nil {
+		best.Reason = fmt.Sprintf("%s rule %d: %s", best.List, best.Index+1, best.Rule)
 	}
-	best.Reason = fmt.Sprintf("%s rule %d: %s", best.List, best.Index+1, best.Rule)
 	return best
 }
 
@@ -97,15 +116,19 @@ func (p *Policy) list(a Action) []Rule {
 // RuleAt finds the rule that a [Clause.Rule] names. It returns nil when there
 // is none.
 func (p *Policy) RuleAt(n uint32) (rule *Rule, list Action, index int) {
+	return ruleAt(p.Allow, p.Deny, n)
+}
+
+func ruleAt(allow, deny []Rule, n uint32) (rule *Rule, list Action, index int) {
 	i := int(n) - 1
 	switch {
-	case i < 0 || i >= len(p.Allow)+len(p.Deny):
+	case i < 0 || i >= len(allow)+len(deny):
 		return nil, Deny, 0
-	case i < len(p.Allow):
-		return &p.Allow[i], Allow, i
+	case i < len(allow):
+		return &allow[i], Allow, i
 	}
-	i -= len(p.Allow)
-	return &p.Deny[i], Deny, i
+	i -= len(allow)
+	return &deny[i], Deny, i
 }
 
 func (r *Rule) matches(f Flow, boot time.Duration) bool {

@@ -174,7 +174,7 @@ func TestDecide(t *testing.T) {
 					if d := p.Decide(f, 0); d.Action != want {
 						t.Errorf("%v: %v (%s), want %v", f, d.Action, d.Reason, want)
 					}
-					checkAgreement(t, p, c, f, 0)
+					checkAgreement(t, p, nil, c, f, 0)
 				}
 			}
 			check(tt.pass, Allow)
@@ -206,7 +206,7 @@ func TestDecideExpiry(t *testing.T) {
 		if d := p.Decide(tcp(tt.to), tt.boot); d.Action != tt.want || d.Rule != tt.rule {
 			t.Errorf("%s at %d: %+v, want %v by %v", tt.to, tt.boot, d, tt.want, tt.rule)
 		}
-		checkAgreement(t, p, c, tcp(tt.to), tt.boot)
+		checkAgreement(t, p, nil, c, tcp(tt.to), tt.boot)
 	}
 }
 

@@ -195,7 +195,7 @@ func FuzzFile(f *testing.F) {
 }
 
 // FuzzCompile: the table decides every flow as the reference does, by the same
-// rule.
+// rule, of the policy or of the guard above it.
 func FuzzCompile(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte("\x01\x00\x08\x0a\x01\x02\x03\x18\x01\xbb\x02\x11\x10\x0a\x01\x02\x04\x00\x00\x00"))
@@ -210,11 +210,17 @@ func FuzzCompile(f *testing.F) {
 	f.Add([]byte("\x02\xff\xfe\x00\x20\x10\x40\x80\x01\x01\x01\x60\x60\x60\x60\x08\x08\x00\x00\x80\x80"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g := generator{b}
-		p := g.policy()
+		p, guard := g.policy()
 		if err := p.Validate(Limits{}); err != nil {
 			t.Fatalf("generated an invalid policy: %v", err)
 		}
-		c, err := p.Compile()
+		if err := guard.Validate(); err != nil {
+			if !strings.Contains(err.Error(), "at most 32") {
+				t.Fatalf("generated an invalid guard: %v", err)
+			}
+			return
+		}
+		c, err := p.CompileWith(guard)
 		if err != nil {
 			if !strings.Contains(err.Error(), "at most 128") {
 				t.Fatal(err)
@@ -222,21 +228,25 @@ func FuzzCompile(f *testing.F) {
 			return
 		}
 		checkTable(t, c.Table)
-		for _, flow := range g.flows(p) {
+		for _, flow := range g.flows(p.Allow, p.Deny, guard.Allow, guard.Deny) {
 			for _, boot := range []time.Duration{0, 2} {
-				checkAgreement(t, p, c, flow, boot)
+				checkAgreement(t, p, guard, c, flow, boot)
 			}
 		}
 	})
 }
 
-func checkAgreement(t *testing.T, p *Policy, c *Compiled, flow Flow, boot time.Duration) {
+func checkAgreement(t *testing.T, p *Policy, g *Guard, c *Compiled, flow Flow, boot time.Duration) {
 	t.Helper()
-	want := p.Decide(flow, boot)
-	action, number := c.Decide(flow, boot)
+	want := p.DecideWith(g, flow, boot)
+	action, number, guard := c.Decide(flow, boot)
 	rule, list, index := p.RuleAt(number)
-	if action != want.Action || rule != want.Rule || rule != nil && (list != want.List || index != want.Index) {
-		t.Fatalf("%v at %d: compiled %v by rule %d, want %v: %s\n%+v\n%+v", flow, boot, action, number, want.Action, want.Reason, p, c.Table)
+	if guard {
+		rule, list, index = g.RuleAt(number)
+	}
+	if action != want.Action || guard != want.Guard || rule != want.Rule || rule != nil && (list != want.List || index != want.Index) {
+		t.Fatalf("%v at %d: compiled %v by rule %d (guard %t), want %v: %s\n%+v\nguard %v\n%+v",
+			flow, boot, action, number, guard, want.Action, want.Reason, p, g, c.Table)
 	}
 }
 
@@ -310,8 +320,8 @@ func (g *generator) ports() []Ports {
 	return ports
 }
 
-func (g *generator) policy() *Policy {
-	p := &Policy{}
+func (g *generator) policy() (*Policy, *Guard) {
+	p, guard := &Policy{}, &Guard{}
 	switch g.byte() % 8 {
 	case 0:
 		p.Mode = ModeBlockAll
@@ -329,20 +339,24 @@ func (g *generator) policy() *Policy {
 		addr := g.addr().Unmap()
 		prefix := netip.PrefixFrom(addr, int(g.byte())%(addr.BitLen()+1)).Masked()
 		r := Rule{Prefix: prefix, Ports: g.ports(), Deadline: time.Duration(g.byte() % 4)}
-		if g.byte()&1 == 0 {
-			p.Allow = append(p.Allow, r)
+		allow, deny, place := &p.Allow, &p.Deny, g.byte()
+		if place >= 0xc0 {
+			allow, deny, r.Deadline = &guard.Allow, &guard.Deny, 0
+		}
+		if place&1 == 0 {
+			*allow = append(*allow, r)
 		} else {
-			p.Deny = append(p.Deny, r)
+			*deny = append(*deny, r)
 		}
 	}
-	return p
+	return p, guard
 }
 
 // flows are to the edges of every rule and to all generated kinds of address.
-func (g *generator) flows(p *Policy) []Flow {
+func (g *generator) flows(lists ...[]Rule) []Flow {
 	var addrs []netip.Addr
-	for _, list := range []Action{Allow, Deny} {
-		for _, r := range p.list(list) {
+	for _, list := range lists {
+		for _, r := range list {
 			a := r.Prefix.Addr()
 			addrs = append(addrs, a, a.Next(), a.Prev())
 		}

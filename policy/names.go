@@ -23,7 +23,8 @@ type Names struct {
 	RefuseWith RefuseCode // RefuseDefault: the configuration decides
 
 	matcher *Matcher
-	static  *Policy // whose allow rules except addresses from the private-answer guard
+	static  *Policy // whose allow rules let answers point to private addresses
+	guard   *Guard  // above them
 }
 
 // Grant is why the addresses of a name may be learned, and for what.
@@ -36,11 +37,11 @@ type Grant struct {
 	Proxy bool
 }
 
-func (p *Policy) names() *Names {
+func (p *Policy) names(guard *Guard) *Names {
 	n := &Names{
 		Mode: p.DNS.Mode, Closed: p.Mode == ModeBlockAll,
 		Upstreams: p.DNS.Upstreams, Forward: p.DNS.Forward, RefuseWith: p.DNS.RefuseWith,
-		static: p,
+		static: p, guard: guard,
 	}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist, ModeDisabled:
@@ -137,9 +138,22 @@ func (n *Names) Covers(addr netip.Addr) bool {
 		return false
 	}
 	addr = addr.Unmap().WithZone("")
-	best, covered := -1, false
+	if spoken, covered := covers(n.guard.list(Allow), n.guard.list(Deny), addr); spoken {
+		return covered
+	}
+	_, covered := covers(n.static.Allow, n.static.Deny, addr)
+	return covered
+}
+
+// covers reports whether the rules speak of an address, and whether the nearest
+// that does is an allow rule.
+func covers(allow, deny []Rule, addr netip.Addr) (spoken, covered bool) {
+	best := -1
 	for _, list := range []Action{Deny, Allow} {
-		rules := n.static.list(list)
+		rules := deny
+		if list == Allow {
+			rules = allow
+		}
 		for i := range rules {
 			r := &rules[i]
 			if !r.Prefix.Contains(addr) || r.Deadline != 0 && list == Allow {
@@ -153,5 +167,5 @@ func (n *Names) Covers(addr netip.Addr) bool {
 			}
 		}
 	}
-	return covered
+	return best >= 0, covered
 }

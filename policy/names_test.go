@@ -19,7 +19,7 @@ func TestNamesDecideAndGrant(t *testing.T) {
 		},
 		Deny: []DomainRule{{Domain: "evil.example.org"}},
 	}}
-	n := p.names()
+	n := p.names(nil)
 	for _, c := range []struct {
 		name    string
 		allowed bool
@@ -62,14 +62,14 @@ func TestNamesByMode(t *testing.T) {
 		{ModeBlockAll, DNSDenylist, true, Deny, false},
 		{Mode(99), DNSDenylist, true, Deny, false},
 	} {
-		n := (&Policy{Mode: c.mode, DNS: DNS{Mode: c.dns}}).names()
+		n := (&Policy{Mode: c.mode, DNS: DNS{Mode: c.dns}}).names(nil)
 		d := n.Decide("example.org")
 		_, teaches := n.Grant(d)
 		if n.Intercepts() != c.intercepts || d.Action != c.decision || teaches != c.teaches {
 			t.Errorf("%v, dns %v: intercepts %v, %v, teaches %v", c.mode, c.dns, n.Intercepts(), d.Action, teaches)
 		}
 	}
-	proxy := (&Policy{Mode: ModeAllowlist, DNS: DNS{Mode: DNSProxy}}).names()
+	proxy := (&Policy{Mode: ModeAllowlist, DNS: DNS{Mode: DNSProxy}}).names(nil)
 	if g, ok := proxy.GrantNow("example.org", true); !ok || !g.Proxy {
 		t.Errorf("proxy: %+v, %v", g, ok)
 	}
@@ -84,7 +84,7 @@ func TestNamesCovers(t *testing.T) {
 			{Prefix: prefix("192.168.0.0/16"), Deadline: 1},
 		},
 		Deny: []Rule{{Prefix: prefix("10.9.0.0/16")}, {Prefix: prefix("10.8.0.0/16"), Ports: []Ports{{25, 25, TCP}}}},
-	}).names()
+	}).names(nil)
 	for addr, want := range map[string]bool{
 		"10.1.2.3": true, "::ffff:10.1.2.3": true, "10.9.1.1": false, "10.9.9.9": true, "10.8.1.1": true,
 		"192.168.1.1": false, "172.16.0.1": false, "::a01:203": false,

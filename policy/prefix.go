@@ -84,3 +84,11 @@ func to128(p netip.Prefix) netip.Prefix {
 	}
 	return netip.PrefixFrom(netip.AddrFrom16(p.Addr().As16()), mapped4.Bits()+p.Bits())
 }
+
+// from128 returns the form that people write.
+func from128(p netip.Prefix) netip.Prefix {
+	if !p.Addr().Is4In6() || p.Bits() < mapped4.Bits() {
+		return p
+	}
+	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped4.Bits())
+}

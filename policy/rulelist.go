@@ -18,7 +18,7 @@ type anyRule struct {
 }
 
 // ruleList reads allow or deny. addresses is nil in the dns section, where
-// only names stand.
+// only names stand, and names is nil in a guard, which has only addresses.
 func (d *decoder) ruleList(n *yaml.Node, where string, addresses *[]Rule, names *[]DomainRule) error {
 	list := Allow
 	if strings.HasSuffix(where, "deny") {
@@ -33,6 +33,8 @@ func (d *decoder) ruleList(n *yaml.Node, where string, addresses *[]Rule, names 
 			switch {
 			case d.rules == maxFileRules:
 				err = fmt.Errorf("more than %d rules, sets included", maxFileRules)
+			case r.domain != nil && names == nil:
+				err = fmt.Errorf("%s is a name; a guard holds addresses (names are a policy's)", r.domain.Domain)
 			case r.domain != nil:
 				if err = r.domain.check(list); err == nil {
 					*names = append(*names, *r.domain)

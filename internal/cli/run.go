@@ -53,7 +53,7 @@ command can not be executed, 127 if it is not found.`,
 	flags.StringArrayVar(&o.Deny, "deny", nil, "`ADDRESS|DOMAIN[:PORT]` that may not, within what may; repeatable")
 	flags.StringVar(&o.PolicyFile, "policy", "", "policy `FILE` (default an empty allowlist)")
 	flags.StringArrayVar(&o.Upstreams, "dns-upstream", nil, "DNS server `ADDRESS[:PORT]` to ask; repeatable (default the configuration's)")
-	flags.BoolVar(&o.Audit, "audit", false, "let everything pass, and sum up what would be denied; not in this release")
+	flags.BoolVar(&o.Audit, "audit", false, "let everything pass, and sum up what would be denied")
 	flags.StringVar(&o.Report, "report", "", "`FILE` for what was denied, as JSON")
 	flags.StringVar(&o.User, "user", "", "`NAME|UID[:GROUP]` to run as (default who called sudo)")
 	flags.BoolVar(&o.AsRoot, "as-root", false, "run as root, though confined, when called by sudo")

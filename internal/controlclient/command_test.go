@@ -170,7 +170,11 @@ func TestResults(t *testing.T) {
 		{"named policy put", &netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_PutPolicy{PutPolicy: unnamed}}, refused, "", "put_policy"},
 		{"named policy deleted", &netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_DeletePolicy{DeletePolicy: "p"}}, refused, "", "delete_policy"},
 		{"named policy used", &netfencev1.ControlCommand{Id: "1", Command: &netfencev1.ControlCommand_UsePolicy{UsePolicy: &netfencev1.PolicyRef{Name: "p"}}}, refused, "r1", "use_policy"},
-		{"audit", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{Mode: allowlist, Audit: true})}, refused, "r1", "bulk_update.audit"},
+		{"audit", &netfencev1.ControlCommand{Id: "1", Revision: "r2", Command: bulk(&netfencev1.BulkUpdate{Mode: allowlist, Audit: true})}, applied, "r2", ""},
+		{"source", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{Mode: allowlist, Source: []string{"10.0.0.0/8", "eth0"}})}, refused, "r1", "bulk_update.source[1]"},
+		{"reply ports of TCP", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{
+			Mode: allowlist, RepliesUdp: []*netfencev1.PortRange{{First: 53, Protocol: netfencev1.Protocol_PROTOCOL_TCP}},
+		})}, refused, "r1", "bulk_update.replies_udp[0]"},
 		{"no command", &netfencev1.ControlCommand{Id: "1"}, refused, "r1", "command"},
 		{"no id", &netfencev1.ControlCommand{Command: setMode(allowlist)}, refused, "", "id"},
 		{"revision too long", &netfencev1.ControlCommand{Id: "1", Revision: strings.Repeat("r", 257), Command: setMode(allowlist)}, refused, "r1", "revision"},

@@ -170,7 +170,7 @@ func TestRefusedAcknowledgementFailsTheAttach(t *testing.T) {
 		{"mode unspecified", &netfencev1.SubscribedAck{}, "mode"},
 		{"bad rule", &netfencev1.SubscribedAck{Mode: allowlist, AllowCidrs: []*netfencev1.CIDREntry{{Cidr: "nonsense"}}}, "allow_cidrs[0].cidr"},
 		{"named policy", &netfencev1.SubscribedAck{Mode: allowlist, UsePolicy: &netfencev1.PolicyRef{Name: "p"}}, "use_policy"},
-		{"audit", &netfencev1.SubscribedAck{Mode: allowlist, Audit: true}, "audit"},
+		{"source", &netfencev1.SubscribedAck{Mode: allowlist, Source: []string{"eth0"}}, "source[0]"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -129,7 +129,7 @@ func TestDecide(t *testing.T) {
 			{files{"a.yaml": "mode: allowlist\ndns: {mode: proxy}\n"}, "default_policy", true, []string{"remote control plane"}, []string{broke}},
 		}},
 		{"not supported yet", []step{
-			{files{"a.yaml": "mode: allowlist\naudit: true\n"}, "default_policy", true, []string{"audit: not supported yet"}, []string{broke}},
+			{files{"a.yaml": "mode: allowlist\ndns: {forward: [{zone: corp, to: original}]}\n"}, "default_policy", true, []string{"dns.forward[0].original: not supported yet"}, []string{broke}},
 		}},
 		{"too large a command", []step{
 			{files{"a.yaml": "mode: allowlist\nallow:\n" + strings.Repeat("  - 192.0.2.1\n", 5000)}, "default_policy", true, []string{"fewer rules"}, []string{broke}},
@@ -265,8 +265,8 @@ func TestOddFiles(t *testing.T) {
 }
 
 func TestDefaultPolicyIsChecked(t *testing.T) {
-	_, err := Open(Options{Dir: t.TempDir(), Default: &policy.Policy{Audit: true}})
-	if err == nil || !strings.Contains(err.Error(), "default_policy: audit") {
+	_, err := Open(Options{Dir: t.TempDir(), Default: &policy.Policy{Source: []policy.Source{{}}}})
+	if err == nil || !strings.Contains(err.Error(), "default_policy: source entry 1") {
 		t.Errorf("got %v", err)
 	}
 }

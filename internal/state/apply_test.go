@@ -114,7 +114,7 @@ func TestApplyErrorChangesNothing(t *testing.T) {
 		{"edit", func(*policy.Policy) (*policy.Policy, error) { return nil, edited }},
 		{"validate", Replace(&policy.Policy{Mode: 9})},
 		{"too many rules", Replace(allowlist(rules...))},
-		{"compile", Replace(&policy.Policy{Mode: policy.ModeAllowlist, RepliesUDP: []policy.Ports{{First: 53, Last: 53, Protocol: policy.UDP}}})},
+		{"compile", Replace(&policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Forward: []policy.ZoneForward{{Zone: "corp", Original: true}}}})},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := open(t, filepath.Join(t.TempDir(), "state.db"), Options{Limits: Limits{Policy: policy.Limits{Rules: policy.MaxChain}}})

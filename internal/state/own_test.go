@@ -45,8 +45,8 @@ func TestCheck(t *testing.T) {
 		t.Errorf("a rule without a prefix: %v", err)
 	}
 	var unsupported *policy.UnsupportedError
-	if err := s.Check(&policy.Policy{Audit: true}); !errors.As(err, &unsupported) {
-		t.Errorf("audit: %v", err)
+	if err := s.Check(&policy.Policy{DNS: policy.DNS{Forward: []policy.ZoneForward{{Zone: "corp", Original: true}}}}); !errors.As(err, &unsupported) {
+		t.Errorf("forward to the original server: %v", err)
 	}
 	if s.Len() != 0 {
 		t.Error("something was changed")

@@ -61,7 +61,6 @@ func TestBulkUpdateToPublishedPeer(t *testing.T) {
 		{&policy.Policy{Loopback: policy.LoopbackDeny}, wire.Loopback, "loopback"},
 		{&policy.Policy{DNS: policy.DNS{RefuseWith: policy.RefuseRefused}}, wire.RefuseWith, "dns.refuse_with"},
 		{&policy.Policy{DNS: policy.DNS{Forward: []policy.ZoneForward{{Zone: "corp", Original: true}}}}, wire.Forward, "dns.forward"},
-		// Not acted upon by this version, so never announced.
 		{&policy.Policy{Audit: true}, wire.Audit, "audit"},
 		{&policy.Policy{RepliesUDP: ports}, wire.RepliesUDP, "replies_udp"},
 		{&policy.Policy{Source: []policy.Source{{MAC: [6]byte{2}}}}, wire.Source, "source"},

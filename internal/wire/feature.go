@@ -34,7 +34,9 @@ const (
 
 // implemented is what this build acts upon. A declared field of any other feature is refused by name: to take it and
 // not act on it would be a policy that is not what it says.
-var implemented = []Feature{Ports, ExpiresAt, Private, Replies, Loopback, RefuseWith, Forward, Results, GoAway}
+var implemented = []Feature{
+	Ports, ExpiresAt, Private, Audit, Replies, RepliesUDP, Loopback, Source, RefuseWith, Forward, Results, GoAway,
+}
 
 // Features lists what this build understands, to announce in Hello and Welcome.
 func Features() []string {

@@ -45,9 +45,6 @@ func PolicyFrom(m Whole) (*policy.Policy, []string, error) {
 }
 
 func (r *reader) whole(m Whole) *policy.Policy {
-	r.needs(Audit, "audit", m.GetAudit(), m.GetAudit())
-	r.needs(RepliesUDP, "replies_udp", len(m.GetRepliesUdp()), len(m.GetRepliesUdp()) > 0)
-	r.needs(Source, "source", m.GetSource(), len(m.GetSource()) > 0)
 	return &policy.Policy{
 		Mode:       readEnum(r, "mode", modes, m.GetMode()),
 		Audit:      m.GetAudit(),

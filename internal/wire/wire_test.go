@@ -184,21 +184,6 @@ func TestPolicyFromRefuses(t *testing.T) {
 	}
 }
 
-// What is declared and not acted upon yet is refused by name, so that no policy is less than it says.
-func TestPolicyFromUnimplemented(t *testing.T) {
-	for field, message := range map[string]string{
-		"audit":       `audit: true`,
-		"replies_udp": `replies_udp { first: 53 }`,
-		"source":      `source: "192.0.2.1"`,
-	} {
-		_, _, err := wire.PolicyFrom(bulk(t, `mode: POLICY_MODE_ALLOWLIST `+message))
-		refused := wantRefused(t, err)
-		if got := refused.Violations[0].Field; got != field || !refused.Unimplemented {
-			t.Errorf("%s: got %s, unimplemented %v", message, got, refused.Unimplemented)
-		}
-	}
-}
-
 // A field of a newer protocol may narrow what we would apply without it, wherever it stands.
 func TestUnknownFieldsAreRefused(t *testing.T) {
 	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 999, protowire.VarintType), 1)

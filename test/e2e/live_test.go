@@ -145,14 +145,14 @@ func TestBrokenFileKeepsTheLastGoodState(t *testing.T) {
 		t.Fatalf("problems before: %v", problems)
 	}
 	for name, broken := range map[string]struct{ text, complaint string }{
-		"YAML":         {"mode: [allowlist\n", "policy table.yaml"},
-		"key":          {"mode: allowlist\nalow: []\n", "alow"},
-		"mode":         {"mode: allowlst\n", "allowlst"},
-		"host bits":    {"mode: allowlist\nallow: [203.0.113.0/24, 10.0.0.1/8]\n", "did you mean 10.0.0.0/8?"},
-		"empty":        {"", "policy table.yaml"},
-		"two of them":  {"mode: disabled\n---\nmode: disabled\n", "policy table.yaml"},
-		"proxied DNS":  {"mode: disabled\ndns: {mode: proxy}\n", "proxy"},
-		"audited only": {"mode: allowlist\naudit: true\n", "audit"},
+		"YAML":        {"mode: [allowlist\n", "policy table.yaml"},
+		"key":         {"mode: allowlist\nalow: []\n", "alow"},
+		"mode":        {"mode: allowlst\n", "allowlst"},
+		"host bits":   {"mode: allowlist\nallow: [203.0.113.0/24, 10.0.0.1/8]\n", "did you mean 10.0.0.0/8?"},
+		"empty":       {"", "policy table.yaml"},
+		"two of them": {"mode: disabled\n---\nmode: disabled\n", "policy table.yaml"},
+		"proxied DNS": {"mode: disabled\ndns: {mode: proxy}\n", "proxy"},
+		"source":      {"mode: allowlist\nsource: [eth0]\n", "eth0"},
 	} {
 		s.Policy(t, "table.yaml", broken.text)
 		testenv.Eventually(t, name+" shows in status", func() bool {
