@@ -182,33 +182,32 @@ static __always_inline enum reason dns_packet(struct __sk_buff *skb, __u64 ident
 					      struct packet *p)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct learning learning = {
-		.word = word,
-		.incarnation = IDENTITY_INCARNATION(identity),
-	};
+	struct learning learning = learning_of(identity, word);
 	struct dns_server *server;
 	enum dns_writer writer;
 	enum reason reason;
 
 	if (skb->ifindex != LOOPBACK_IFINDEX || p->portless || !sk)
-		return REASON_DNS;
+		return REASON_PROTECTED;
 	if (p->dst_port != dns_setting(DNS_PORT))
-		return REASON_DNS;
+		return REASON_PROTECTED;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
-		return REASON_DNS;
+		return REASON_PROTECTED;
 	server = dns_written(bpf_sk_storage_get(&nf_dns_sockets, sk, NULL, 0), &p->dst);
 	if (!server)
-		return REASON_DNS;
+		return REASON_PROTECTED;
 	writer = dns_writer(identity, server);
 	if (writer == WRITER_NOBODY)
-		return REASON_DNS;
-	if (writer != WRITER_OUTER || WORD_MODE(word) == MODE_DISABLED)
+		return REASON_PROTECTED;
+	if (writer != WRITER_OUTER)
 		return REASON_NONE;
 	if (intercepts(word) && server->port == PORT_DNS)
 		return REASON_DNS; /* it does now, and the socket is older */
 	p->dst = server->address;
 	p->dst_port = server->port;
+	if (!asks_rules(word))
+		return guarded(&learning, p);
 	if (!is_loopback(&p->dst))
 		return judge(&learning, p);
 	if (word & WORD_LOOPBACK_DENY)

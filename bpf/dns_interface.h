@@ -14,7 +14,6 @@
 #define DNS_FLOW_UDP (10 * SECOND)
 #define DNS_FLOW_TCP (120 * SECOND) /* since the workload's last packet */
 #define MACS 12 /* bytes: destination, source */
-#define MORE_FRAGMENTS_IPV4 0x2000
 #define PACKET_HOST 0 /* linux/if_packet.h */
 
 /*
@@ -78,7 +77,7 @@ static __always_inline int dns_flow_note(__u64 identity, const struct packet *p,
 		.client_port = p->src_port,
 		.protocol = p->protocol,
 	};
-	__u64 now = bpf_ktime_get_boot_ns(), oldest = ~0ULL;
+	__u64 now = boot_clock(), oldest = ~0ULL;
 	__u16 best = 0;
 
 	flow.deadline = now + (p->protocol == IPPROTO_TCP ? DNS_FLOW_TCP : DNS_FLOW_UDP);
@@ -206,9 +205,9 @@ static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns)
 	if (!attachment || !found)
 		return 0;
 	flow = *found; /* another flow may get its memory while we look */
-	if (flow.incarnation != attachment->incarnation ||
-	    flow.deadline <= bpf_ktime_get_boot_ns() || flow.protocol != p.protocol ||
-	    flow.client_port != p.dst_port || !same_address(&flow.server, &p.src))
+	if (flow.incarnation != attachment->incarnation || flow.deadline <= boot_clock() ||
+	    flow.protocol != p.protocol || flow.client_port != p.dst_port ||
+	    !same_address(&flow.server, &p.src))
 		return 0;
 	if (attachment->scope != netns ||
 	    (attachment->flags & (ATTACHMENT_INTERFACE | ATTACHMENT_EGRESS)) !=

@@ -6,10 +6,7 @@
 #ifndef NETFENCE_EVENT_H
 #define NETFENCE_EVENT_H
 
-#include "maps.h"
-#include "parse.h"
-
-#define NANOSECONDS 1000000000ULL /* a second */
+#include "memo.h"
 
 /*
  * Nanoseconds between two events of an attachment, in the long run; a second's
@@ -18,35 +15,49 @@
  */
 const volatile __u64 event_interval = 0;
 
+/* Audit is for what the policy decides: not for what is above it, or was never its own. */
+static __always_inline int is_audited(__u64 word, enum reason reason)
+{
+	return word & WORD_AUDIT && reason != REASON_UNATTACHED && reason != REASON_GUARD &&
+	       reason != REASON_PROTECTED;
+}
+
 /*
  * The bucket's fields are plain. Processors that meet in one may each take the
  * same token, and one that was interrupted between its load and its store may
  * give a second's worth back: the rate is exceeded by that, while the ring bounds
  * what all of them together can leave. A lock would let a flood from one
  * processor delay the packets of another. Lost events are counted exactly.
- *
- * The clock is the coarse one, good to a tick: it costs a third of the other.
  */
-__attribute__((noinline)) int tell(__u64 identity, __u32 reason, __u32 bytes,
+static __always_inline struct event_bucket *due_bucket(__u32 attachment)
+{
+	struct event_bucket *bucket = bpf_map_lookup_elem(&nf_event_buckets, &attachment);
+	__u64 now = tick_clock();
+
+	if (!bucket)
+		return NULL;
+	if (bucket->due < now)
+		bucket->due = now;
+	if (bucket->due + event_interval <= now + SECOND)
+		return bucket;
+	__sync_fetch_and_add(&bucket->lost, 1);
+	return NULL;
+}
+
+__attribute__((noinline)) int tell(__u64 identity, __u64 word, __u32 reason, __u32 bytes,
 				   const struct packet *p)
 {
-	__u32 attachment = IDENTITY_ATTACHMENT(identity);
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct event_bucket *bucket = bpf_map_lookup_elem(&nf_event_buckets, &attachment);
+	struct event_bucket *bucket = due_bucket(IDENTITY_ATTACHMENT(identity));
 	struct event *event;
-	__u64 due;
 
 	if (!p || !bucket)
 		return 0;
-	due = bucket->due;
-	if (due < now)
-		due = now;
-	if (due + event_interval > now + NANOSECONDS)
-		goto lost;
 	event = bpf_ringbuf_reserve(&nf_events, sizeof(*event), 0);
-	if (!event)
-		goto lost;
-	bucket->due = due + event_interval;
+	if (!event) {
+		__sync_fetch_and_add(&bucket->lost, 1);
+		return 0;
+	}
+	bucket->due += event_interval;
 	event->time = bpf_ktime_get_boot_ns();
 	event->identity = identity;
 	event->lost = bucket->lost;
@@ -57,11 +68,12 @@ __attribute__((noinline)) int tell(__u64 identity, __u32 reason, __u32 bytes,
 	event->dst_port = p->portless ? 0 : p->dst_port;
 	event->protocol = p->protocol;
 	event->reason = reason;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	event->rule = p->rule;
+	event->would_deny = is_audited(word, reason);
+	event->pad = 0;
+	event->generation = WORD_GENERATION(word);
+	event->pad2 = 0;
 	bpf_ringbuf_submit(event, 0);
-	return 0;
-lost:
-	__sync_fetch_and_add(&bucket->lost, 1);
 	return 0;
 }
 

@@ -15,7 +15,6 @@
 
 #include "verdict.h"
 
-#define SECOND 1000000000ULL
 #define FLOW_OPENING (60 * SECOND) /* until the peer has answered, and for echo */
 #define FLOW_IDLE_TCP (600 * SECOND) /* since the last packet of who has opened it */
 #define FLOW_IDLE_OTHER (60 * SECOND)
@@ -56,7 +55,7 @@ static __always_inline void inbound_key(struct flow_key *key, const struct packe
 	key->incarnation = incarnation;
 	key->protocol = p->protocol;
 	key->loopback = loopback;
-	if (p->protocol == IPPROTO_TCP) {
+	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) {
 		key->local_port = p->dst_port;
 		key->remote_port = p->src_port;
 	} else {
@@ -74,8 +73,7 @@ static __always_inline void outbound_key(struct flow_key *key, const struct pack
 	key->protocol = p->protocol;
 	key->loopback = loopback;
 	key->local_port = p->src_port;
-	if (p->protocol == IPPROTO_TCP)
-		key->remote_port = p->dst_port;
+	key->remote_port = p->dst_port; /* 0: it has none */
 }
 
 /*
@@ -149,11 +147,45 @@ static __always_inline int flow_begin(const struct flow_key *key, __u32 attachme
 	return 0;
 }
 
+struct port_walk {
+	__u32 slot;
+	__u32 next;
+	__u16 port;
+	__u16 found;
+};
+
+static long walk_ports(__u32 i, struct port_walk *walk)
+{
+	void *clauses = bpf_map_lookup_elem(&nf_clauses, &walk->slot);
+	const struct clause *c;
+
+	if (!clauses)
+		return 1;
+	c = bpf_map_lookup_elem(clauses, &walk->next);
+	if (!c || c->match != MATCH_UDP)
+		return 1;
+	walk->found = walk->port >= c->first && walk->port <= c->last;
+	walk->next = c->next;
+	return walk->found || !walk->next;
+}
+
+/* answers_udp: the policy says that datagrams to this port of the workload's are answered. */
+__attribute__((noinline)) int answers_udp(__u64 word, __u32 port)
+{
+	struct port_walk walk = { .slot = WORD_SLOT(word), .port = port };
+
+	if (!(word & WORD_REPLIES_UDP))
+		return 0;
+	bpf_loop(MAX_CHAIN, walk_ports, &walk, 0); /* they begin at clause 0 */
+	return walk.found;
+}
+
 /*
- * flow_inbound notes what comes from outside. It never drops. A SYN that claims
- * to come from loopback, port 53 or a group begins nothing.
+ * flow_inbound notes what comes from outside. It never drops. What claims to come
+ * from loopback, port 53 or a group begins nothing.
  */
-static __always_inline void flow_inbound(__u64 identity, const struct packet *p, int loopback)
+static __always_inline void flow_inbound(__u64 identity, __u64 word, const struct packet *p,
+					 int loopback)
 {
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
@@ -166,6 +198,9 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 	if (p->protocol == IPPROTO_TCP) {
 		if (!is_bare_syn(p) && !*flows)
 			return;
+	} else if (p->protocol == IPPROTO_UDP) {
+		if (!(word & WORD_REPLIES_UDP))
+			return;
 	} else if (!is_echo(p, 0)) {
 		return;
 	}
@@ -173,11 +208,13 @@ static __always_inline void flow_inbound(__u64 identity, const struct packet *p,
 		return;
 	if (!loopback && (is_loopback(&p->src) || is_loopback(&p->dst)))
 		return;
-	if (p->protocol == IPPROTO_TCP && p->src_port == PORT_DNS)
+	if (!p->portless && p->src_port == PORT_DNS)
+		return;
+	if (p->protocol == IPPROTO_UDP && !answers_udp(word, p->dst_port))
 		return;
 
 	inbound_key(&key, p, IDENTITY_INCARNATION(identity), loopback);
-	now = bpf_ktime_get_boot_ns();
+	now = boot_clock();
 	if (p->protocol != IPPROTO_TCP || is_bare_syn(p)) {
 		flow_begin(&key, attachment, flows, 0, now + FLOW_OPENING);
 		return;
@@ -206,11 +243,11 @@ static __always_inline int flow_permits(__u64 identity, const struct packet *p, 
 	if (p->protocol == IPPROTO_TCP) {
 		if (is_bare_syn(p))
 			return 0;
-	} else if (!is_echo(p, 1)) {
+	} else if (p->protocol != IPPROTO_UDP && !is_echo(p, 1)) {
 		return 0;
 	}
 	outbound_key(&key, p, IDENTITY_INCARNATION(identity), loopback);
-	if (!flow_find(&key, attachment, &seen) || seen.deadline <= bpf_ktime_get_boot_ns())
+	if (!flow_find(&key, attachment, &seen) || seen.deadline <= boot_clock())
 		return 0;
 	if (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_FLAG_RST_BYTE)
 		flow_end(&key, attachment);
@@ -222,7 +259,6 @@ static __always_inline void learned_flow_key(struct flow_key *key, const struct 
 {
 	outbound_key(key, p, incarnation, 0);
 	key->learned = 1;
-	key->remote_port = p->dst_port;
 }
 
 static __always_inline __u64 flow_idle(const struct packet *p)
@@ -236,8 +272,8 @@ static __always_inline __u64 flow_limit(__u8 protocol)
 }
 
 /*
- * learned_flow_note is told of each packet that passes by a name. Where there is
- * no room, the flow ends with the grant, and is counted.
+ * learned_flow_note is told of packets that pass by a name. Where there is no room,
+ * the flow ends with the grant, and is counted.
  */
 __attribute__((noinline)) int learned_flow_note(__u64 identity, const struct packet *p,
 						const struct learning *learning)
@@ -284,7 +320,7 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 	if (!flow)
 		return 0;
 	if (!learning->now)
-		learning->now = bpf_ktime_get_boot_ns();
+		learning->now = boot_clock();
 	if (seen.deadline <= learning->now)
 		return 0;
 	/* whenever and however the name was cut, no flow outlives it */
@@ -297,26 +333,75 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 	return 1;
 }
 
-/* learned_flows_exist is true where a packet might pass on one. */
-static __always_inline int learned_flows_exist(__u64 identity, __u64 word)
+/*
+ * What passes by a name is asked of the maps once a second, and not for each packet.
+ * A flow is known to be in use as well as that, and a grant that ends while the
+ * host is suspended ends a second later. A SYN that passes is no flow in use yet.
+ */
+static __always_inline void pass_until(const struct packet *p, const struct learning *learning)
 {
-	__u32 attachment = IDENTITY_ATTACHMENT(identity);
+	__u64 left = learning->deadline - learning->now;
+
+	if (p->portless || p->tcp_flags & TCP_FLAG_SYN_BYTE)
+		return;
+	if (!learning->deadline || p->tcp_flags & TCP_FLAG_RST_BYTE)
+		left = 0;
+	if (left > SECOND)
+		left = SECOND;
+	pass_note(pass_place(learning->incarnation, p), learning->word, learning->incarnation, p,
+		  bpf_jiffies64() + left / tick);
+}
+
+static __always_inline int has_flows(__u32 attachment)
+{
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
 
-	return word & WORD_DNS && flows && *flows;
+	return flows && *flows;
+}
+
+/*
+ * remembered is the verdict on an ordinary packet if this processor has found it out
+ * before, with all that comes before the rules; else -1. It is asked of what leaves
+ * a device or a cgroup, and not through lo.
+ */
+static __always_inline int remembered(__u64 identity, __u64 word, struct packet *p)
+{
+	__u32 attachment = IDENTITY_ATTACHMENT(identity);
+	__u32 incarnation = IDENTITY_INCARNATION(identity);
+	int names = WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_DNS && has_learned(attachment);
+
+	if (word & WORD_SOURCE)
+		return -1;
+	if (WORD_SLOT(word)) {
+		int ruled = ruling_recall(ruling_place(incarnation, p), word, incarnation, p);
+
+		if (ruled != REASON_NO_RULE)
+			return ruled;
+		if (!asks_rules(word))
+			return -1;
+		if (word & WORD_DNS && resolves_names(p))
+			return REASON_NAME_PROTOCOL;
+		if (WORD_MODE(word) == MODE_DENYLIST)
+			return REASON_NONE;
+		if (!names && !has_flows(attachment))
+			return REASON_NO_RULE;
+	}
+	if (names && !(p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_RST_BYTE)) &&
+	    pass_recall(pass_place(incarnation, p), word, incarnation, p))
+		return REASON_NONE;
+	return -1;
 }
 
 /* leaves is the verdict on a packet that does not go through lo. */
 static __always_inline enum reason leaves(__u64 identity, __u64 word, struct packet *p)
 {
-	struct learning learning = {
-		.word = word,
-		.incarnation = IDENTITY_INCARNATION(identity),
-	};
+	struct learning learning = learning_of(identity, word);
 	enum reason reason = judge(&learning, p);
 
-	if (reason == REASON_NONE && learning.name)
+	if (reason == REASON_NONE && learning.name) {
 		learned_flow_note(identity, p, &learning);
+		pass_until(p, &learning);
+	}
 	if (reason != REASON_NO_RULE)
 		return reason;
 	if (word & WORD_REPLIES && flow_permits(identity, p, 0))
@@ -357,26 +442,35 @@ static __always_inline int name_outlived(const struct flow_key *key, const struc
 	return 0;
 }
 
+/* serves: the policy in force has the flow's kind of reply. */
+static __always_inline int serves(const struct flow_key *key, __u64 word)
+{
+	return flows_serve(word, key->loopback) &&
+	       (key->protocol != IPPROTO_UDP || answers_udp(word, key->local_port));
+}
+
 /* flow_outlived: its time is over, or the policy in force denies the peer. */
 static __always_inline int flow_outlived(const struct flow_key *key, const struct flow *flow,
 					 __u64 now)
 {
 	struct learning learning = {};
 	struct packet p = {};
+	enum reason reason;
 	__u64 word;
 
 	if (flow->deadline <= now)
 		return 1;
 	word = policy_word(FLOW_ATTACHMENT(flow->owner));
-	if (key->learned ? name_outlived(key, flow, word, now) : !flows_serve(word, key->loopback))
+	if (key->learned ? name_outlived(key, flow, word, now) : !serves(key, word))
 		return 1;
 	p.dst = key->remote;
 	p.protocol = key->protocol;
 	p.dst_port = key->remote_port;
-	p.portless =
-		key->protocol != IPPROTO_TCP && !(key->learned && key->protocol == IPPROTO_UDP);
+	p.portless = key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP;
 	learning.word = word & ~(__u64)WORD_DNS; /* the rules alone */
-	return judge(&learning, &p) == REASON_RULE;
+	learning.incarnation = key->incarnation;
+	reason = judge(&learning, &p);
+	return reason == REASON_RULE || reason == REASON_GUARD;
 }
 
 struct bpf_map;
@@ -388,7 +482,7 @@ static long flow_visit(struct bpf_map *map, const struct flow_key *key, struct f
 
 	if (query->attachment && FLOW_ATTACHMENT(flow->owner) != query->attachment)
 		return 0;
-	if (flow_outlived(key, flow, bpf_ktime_get_boot_ns())) {
+	if (flow_outlived(key, flow, boot_clock())) {
 		flow_end(&copy, FLOW_ATTACHMENT(flow->owner));
 		query->ended++;
 	}

@@ -6,18 +6,28 @@
 #ifndef NETFENCE_LEARNED_H
 #define NETFENCE_LEARNED_H
 
-#include "maps.h"
-#include "parse.h"
-
-#define barrier() asm volatile("" ::: "memory")
+#include "memo.h"
 
 /* Who asks, when, and under which name the answer is yes. */
 struct learning {
 	__u64 word;
-	__u64 now; /* bpf_ktime_get_boot_ns(), read when it is first needed; 0: not yet */
+	__u64 now; /* boot_clock(), read when it is first needed; 0: not yet */
+	__u64 deadline; /* of the grant, by the same clock */
 	__u32 incarnation;
+	__u32 attachment;
 	__u32 name; /* 0: none */
 };
+
+static __always_inline struct learning learning_of(__u64 identity, __u64 word)
+{
+	struct learning learning = {
+		.word = word,
+		.incarnation = IDENTITY_INCARNATION(identity),
+		.attachment = IDENTITY_ATTACHMENT(identity),
+	};
+
+	return learning;
+}
 
 /* matches compares the ports of a clause or of a grant. */
 static __always_inline int matches(__u8 match, __u16 first, __u16 last, const struct packet *p)
@@ -66,13 +76,6 @@ __attribute__((noinline)) int name_holds(__u64 word, __u32 incarnation, __u32 id
 	return 0;
 }
 
-/* Without branches: the verifier walks each one's ways, and what follows, apart. */
-static __always_inline int same_address(const struct address *a, const struct address *b)
-{
-	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
-		 (a->word[3] ^ b->word[3]));
-}
-
 /*
  * granted is the name by which a grant opens p now, or 0. Like name_holds it is
  * a function of its own, so that the verifier walks it once and not once for
@@ -104,13 +107,15 @@ static long recall_chunk(__u32 i, struct recall *recall)
 	recall->key.chunk = i;
 	for (attempt = 0; attempt < ATTEMPTS; attempt++) {
 		__u32 open[GRANTS_PER_CHUNK] = {};
+		__u64 deadline[GRANTS_PER_CHUNK];
 
 		learned = bpf_map_lookup_elem(&nf_learned, &recall->key);
 		if (!learned)
 			return 1;
 		if (!learning->now)
-			learning->now = bpf_ktime_get_boot_ns();
+			learning->now = boot_clock();
 		for (place = 0; place < GRANTS_PER_CHUNK; place++) {
+			deadline[place] = learned->grants[place].deadline;
 			open[place] =
 				granted(&learned->grants[place], learning->now, recall->packet);
 		}
@@ -124,11 +129,20 @@ static long recall_chunk(__u32 i, struct recall *recall)
 			    !name_holds(learning->word, learning->incarnation, open[place], &last))
 				continue;
 			learning->name = open[place];
+			learning->deadline = deadline[place];
 			return 1;
 		}
 		return 0;
 	}
 	return 0;
+}
+
+/* has_learned is false where there is nothing to look up. */
+static __always_inline int has_learned(__u32 attachment)
+{
+	__u64 *some = bpf_map_lookup_elem(&nf_learners, &attachment);
+
+	return some && *some;
 }
 
 /* by_learned sets learning->name and returns 1 if the destination is open by a name. */

@@ -38,6 +38,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_interfaces SEC(".maps");
 
+/* ifindex modulo the number of places → the interface there, if it is in nf_interfaces */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INTERFACE_PLACES);
+	__type(key, __u32);
+	__type(value, struct interface_place);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_interface_places SEC(".maps");
+
 /*
  * Cgroup identity. The kernel keeps a cgroup's entry when its last program goes,
  * so detach writes 0 first. Keyed by cgroup alone: all programs share the entry.
@@ -90,6 +99,21 @@ struct {
 	__array(values, struct clauses);
 } nf_clauses SEC(".maps");
 
+/* slot → what may be sent from; most slots have none */
+struct sources {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SOURCES);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct source));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct sources);
+} nf_sources SEC(".maps");
+
 /* slot → what it holds; the programs do not read it */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -119,6 +143,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_drops SEC(".maps");
 
+/* Likewise, of what audit let pass. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS *MAX_REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_audited SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_FLOWS);
@@ -146,6 +179,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_names SEC(".maps");
 
+/* attachment → whether it has entries of nf_learned; it may say so a little longer */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_learners SEC(".maps");
+
 /* attachment → live entries of nf_flows: the bound of each, and "none" at a glance */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -171,6 +213,31 @@ struct {
 	__type(key, __u32);
 	__type(value, struct event_bucket);
 } nf_event_buckets SEC(".maps");
+
+/*
+ * What a processor remembers, so as not to find it out again; see memo.h. Not
+ * pinned: programs of another build may remember something else.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_RULINGS);
+	__type(key, __u32);
+	__type(value, struct ruling);
+} nf_rulings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_PASSES);
+	__type(key, __u32);
+	__type(value, struct pass);
+} nf_passes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct clock);
+} nf_clock SEC(".maps");
 
 /* enum dns_setting → value */
 struct {

@@ -21,6 +21,7 @@
 #include "kernel.h"
 #include "loopback.h"
 #include "socket.h"
+#include "source.h"
 
 #define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
 #define TC_DROP 2 /* TC_ACT_SHOT */
@@ -32,34 +33,75 @@ static __always_inline __u64 interface_identity(struct __sk_buff *skb)
 		.netns = netns_cookie(skb),
 		.ifindex = skb->ifindex,
 	};
-	__u64 *identity = bpf_map_lookup_elem(&nf_interfaces, &key);
+	__u32 at = key.ifindex % INTERFACE_PLACES;
+	struct interface_place *place = bpf_map_lookup_elem(&nf_interface_places, &at);
+	__u64 *identity;
 
+	if (place && place->ifindex == key.ifindex && place->netns == key.netns && place->identity)
+		return place->identity;
+	identity = bpf_map_lookup_elem(&nf_interfaces, &key);
 	return identity ? *identity : 0;
 }
 
-static __always_inline enum reason parse(struct __sk_buff *skb, int headerless, struct packet *p)
+static __always_inline enum reason parse_device(struct __sk_buff *skb, int headerless,
+						struct packet *p)
 {
 	return headerless ? parse_network(skb, skb->protocol, 0, p) : parse_frame(skb, p);
 }
 
+/*
+ * What is judged must be what leaves. Where the headers lie in pages, the sender may
+ * have them mapped (vhost with zero copy): they are made the packet's own first.
+ */
+static __always_inline enum reason parse_whole(struct __sk_buff *skb, int headerless,
+					       struct packet *p)
+{
+	enum reason reason = parse_device(skb, headerless, p);
+	__u32 judged = p->transport + judged_bytes(p);
+
+	if (reason || p->arp ||
+	    (void *)(long)skb->data + (judged & 0xffff) <= (void *)(long)skb->data_end)
+		return reason;
+	if (bpf_skb_pull_data(skb, judged))
+		return REASON_TRUNCATED;
+	__builtin_memset(p, 0, sizeof(*p));
+	return parse_device(skb, headerless, p);
+}
+
+static __always_inline int is_ordinary(struct __sk_buff *skb, int headerless, struct packet *p)
+{
+	const struct ethhdr *frame = (void *)(long)skb->data;
+
+	if (headerless)
+		return parse_ordinary(skb, skb->protocol, 0, p);
+	return !skb->vlan_present && (void *)(frame + 1) <= (void *)(long)skb->data_end &&
+	       parse_ordinary(skb, frame->h_proto, sizeof(*frame), p);
+}
+
 /* What block-all drops is parsed all the same: it is to be told of. */
 static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u64 identity,
-						     __u64 word, enum reason parsed,
+						     __u64 word, int headerless, enum reason parsed,
 						     struct packet *p)
 {
+	struct learning learning = learning_of(identity, word);
+
 	if (!identity)
 		return REASON_UNATTACHED;
-	if (WORD_MODE(word) == MODE_DISABLED)
-		return REASON_NONE;
-	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
-		return REASON_MODE;
+	if (!parsed && in_dns_range(&p->dst))
+		return REASON_PROTECTED;
+	if (!asks_rules(word) && (parsed || !WORD_SLOT(word)))
+		return WORD_MODE(word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
 	if (parsed)
 		return parsed;
-	if (rewrites_itself(skb, p))
+	if (!p->arp && rewrites_itself(skb, p))
 		return REASON_MALFORMED;
+	if (!asks_rules(word))
+		return guarded(&learning, p);
+	if (word & WORD_SOURCE && !source_holds(skb, WORD_SLOT(word), headerless, p))
+		return REASON_SOURCE;
 	if (configures(p))
 		return REASON_NONE;
-	if (is_loopback(&p->dst) || in_dns_range(&p->dst))
+	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
 	return leaves(identity, word, p);
 }
@@ -74,17 +116,25 @@ static __always_inline int interface_outbound(struct __sk_buff *skb, int headerl
 	__u32 listener = 0;
 
 	skb->tc_index = IDENTITY_ATTACHMENT(identity); /* see interface_inbound */
-	reason = parse(skb, headerless, &p);
+	if (is_ordinary(skb, headerless, &p)) {
+		int known = remembered(identity, word, &p);
+
+		if (known >= 0 && !rewrites_itself(skb, &p))
+			return settle(identity, word, known, skb->len, &p) ? TC_DROP : TC_PASS;
+		reason = REASON_NONE;
+	} else {
+		__builtin_memset(&p, 0, sizeof(p)); /* of what turned out to be none */
+		reason = parse_whole(skb, headerless, &p);
+	}
 	if (identity && !reason && is_query(&p) &&
 	    (intercepts(word) || (ingress && is_nameserver(&p.dst))))
 		reason = ingress ? dns_hand_over(skb, identity, headerless, &p, &listener) :
 				   REASON_DNS;
 	else
-		reason = interface_verdict(skb, identity, word, reason, &p);
-	count(identity, reason, skb->len, &p);
-	if (reason)
+		reason = interface_verdict(skb, identity, word, headerless, reason, &p);
+	if (settle(identity, word, reason, skb->len, &p))
 		return TC_DROP;
-	return listener ? bpf_redirect_peer(listener, 0) : TC_PASS;
+	return listener && !reason ? bpf_redirect_peer(listener, 0) : TC_PASS;
 }
 
 static __always_inline int is_exempt(struct __sk_buff *skb)
@@ -109,9 +159,14 @@ static __always_inline int interface_inbound(struct __sk_buff *skb, int headerle
 	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
 
-	if (identity && skb->tc_index != IDENTITY_ATTACHMENT(identity) && flows_serve(word, 0) &&
-	    !parse(skb, headerless, &p) && !p.arp)
-		flow_inbound(identity, &p, 0);
+	if (!identity || skb->tc_index == IDENTITY_ATTACHMENT(identity) || !flows_serve(word, 0))
+		return TC_PASS;
+	if (!is_ordinary(skb, headerless, &p)) {
+		__builtin_memset(&p, 0, sizeof(p));
+		if (parse_device(skb, headerless, &p) || p.arp)
+			return TC_PASS;
+	}
+	flow_inbound(identity, word, &p, 0);
 	return TC_PASS;
 }
 
@@ -159,16 +214,24 @@ int nf_dns_return(struct __sk_buff *skb)
 	return ifindex ? bpf_redirect(ifindex, 0) : TC_DROP;
 }
 
-static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity,
+static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity, __u64 word,
 						  struct packet *p)
 {
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
-	enum reason reason;
+	struct learning learning = learning_of(identity, word);
+	enum reason reason = REASON_NONE;
 
 	if (!identity)
 		return REASON_UNATTACHED;
-	reason = parse_network(skb, skb->protocol, 0, p);
+	if (parse_ordinary(skb, skb->protocol, 0, p)) {
+		int known = loopback ? -1 : remembered(identity, word, p);
+
+		if (known >= 0)
+			return known;
+	} else {
+		__builtin_memset(p, 0, sizeof(*p));
+		reason = parse_network(skb, skb->protocol, 0, p);
+	}
 	if (!reason && in_dns_range(&p->dst)) {
 		reason = dns_packet(skb, identity, word, p);
 		if (!reason) /* where nobody listens any more, somebody else may by now */
@@ -177,12 +240,14 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 	}
 	if (!reason && is_query(p) && intercepts(word))
 		return REASON_DNS;
-	if (WORD_MODE(word) == MODE_DISABLED)
-		return REASON_NONE;
-	if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
-		return REASON_MODE;
+	if (!asks_rules(word) && reason)
+		return WORD_MODE(word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
+	if (!asks_rules(word))
+		return guarded(&learning, p);
 	if (reason)
 		return reason;
+	if (word & WORD_SOURCE && !loopback && !source_holds(skb, WORD_SLOT(word), 1, p))
+		return REASON_SOURCE;
 	if (loopback)
 		return loopback_verdict(skb, identity, word, p);
 	if (is_loopback(&p->dst))
@@ -194,11 +259,11 @@ SEC("cgroup_skb/egress")
 int nf_cg_egress(struct __sk_buff *skb)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
+	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
-	enum reason reason = cgroup_verdict(skb, identity, &p);
+	enum reason reason = cgroup_verdict(skb, identity, word, &p);
 
-	count(identity, reason, skb->len, &p);
-	return reason ? SK_DROP_PACKET : SK_PASS_PACKET;
+	return settle(identity, word, reason, skb->len, &p) ? SK_DROP_PACKET : SK_PASS_PACKET;
 }
 
 SEC("cgroup_skb/ingress")
@@ -210,7 +275,7 @@ int nf_cg_ingress(struct __sk_buff *skb)
 	struct packet p = {};
 
 	if (identity && flows_serve(word, loopback) && !parse_network(skb, skb->protocol, 0, &p))
-		flow_inbound(identity, &p, loopback);
+		flow_inbound(identity, word, &p, loopback);
 	return SK_PASS_PACKET;
 }
 
@@ -310,6 +375,8 @@ const volatile struct {
 	enum clause_verdict clause_verdict;
 	enum reason reason;
 	enum dns_setting dns_setting;
+	enum source_kind source_kind;
+	struct source source;
 	struct prefix prefix;
 	struct clause clause;
 	struct event event;

@@ -8,6 +8,15 @@
 #define SK_PASS_PACKET 1
 #define SK_DROP_PACKET 0
 
+static __always_inline enum reason socket_verdict(struct learning *learning, struct packet *p)
+{
+	if (WORD_MODE(learning->word) == MODE_BLOCK_ALL && !WORD_SLOT(learning->word))
+		return REASON_MODE;
+	if (p->portless || is_loopback(&p->dst) || is_unspecified(&p->dst))
+		return asks_rules(learning->word) ? REASON_NONE : guarded(learning, p);
+	return asks_rules(learning->word) ? judge(learning, p) : guarded(learning, p);
+}
+
 /*
  * early_verdict refuses at connect and sendmsg what the packets would be
  * refused for. Only TCP and UDP: other protocols have no ports here, and their
@@ -26,32 +35,24 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, struct addre
 		.dst_port = bpf_ntohs(ctx->user_port),
 		.protocol = ctx->protocol,
 	};
-	struct learning learning = {
-		.word = word,
-		.incarnation = IDENTITY_INCARNATION(identity),
-	};
+	struct learning learning = learning_of(identity, word);
 	enum dns_step dns = identity ? dns_ask(ctx, identity, word, to) : DNS_NOT_OURS;
 	enum reason reason = REASON_NONE;
 
 	*rewritten = dns == DNS_REWRITTEN;
+	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
 	if (!identity)
 		reason = REASON_UNATTACHED;
-	else if (dns != DNS_NOT_OURS)
-		reason = dns == DNS_REFUSED ? REASON_DNS : REASON_NONE;
-	else if (WORD_MODE(word) == MODE_DISABLED)
+	else if (dns == DNS_REFUSED)
+		reason = in_dns_range(to) ? REASON_PROTECTED : REASON_DNS;
+	else if (dns == DNS_NOT_OURS)
+		reason = socket_verdict(&learning, &p);
+	if (reason == REASON_NO_RULE && datagram && word & WORD_DNS &&
+	    has_flows(IDENTITY_ATTACHMENT(identity)))
 		return SK_PASS_PACKET;
-	else if (WORD_MODE(word) != MODE_ALLOWLIST && WORD_MODE(word) != MODE_DENYLIST)
-		reason = REASON_MODE;
-	else if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP)
-		return SK_PASS_PACKET;
-	else if (!is_loopback(to) && !is_unspecified(to))
-		reason = judge(&learning, &p);
-	if (reason == REASON_NO_RULE && datagram && learned_flows_exist(identity, word))
-		return SK_PASS_PACKET;
-	if (!reason)
+	if (!reason || is_audited(word, reason))
 		return SK_PASS_PACKET; /* not counted: its packets will be */
-	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
-	count(identity, reason, 0, &p);
+	settle(identity, word, reason, 0, &p);
 	return SK_DROP_PACKET;
 }
 

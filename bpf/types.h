@@ -28,6 +28,10 @@ enum limit {
 	DNS_SETS = 128, /* of DNS_WAYS flows, for each attachment */
 	DNS_WAYS = 8,
 	MAX_DNS_FLOWS = 1048576,
+	MAX_SOURCES = 64, /* policy.maxSources */
+	INTERFACE_PLACES = 32768,
+	MAX_RULINGS = 2048, /* for each processor; a power of 2 */
+	MAX_PASSES = 1024, /* likewise */
 };
 
 /* An address of either family in network order; IPv4 is ::ffff:a.b.c.d. */
@@ -56,6 +60,9 @@ enum word_flag {
 	WORD_DNS = 1 << 5, /* DNS queries are intercepted; block-all does so without it */
 	WORD_LOOPBACK_ALLOW = 1 << 6, /* neither bit: own */
 	WORD_LOOPBACK_DENY = 1 << 7,
+	WORD_AUDIT = 1 << 8, /* what the policy would drop passes */
+	WORD_REPLIES_UDP = 1 << 9, /* the slot lists ports whose inbound datagrams are answered */
+	WORD_SOURCE = 1 << 10, /* the slot lists what may be sent from */
 };
 
 enum attachment_flag {
@@ -76,6 +83,18 @@ struct attachment {
 
 /* Interface identity. An ifindex means something only together with its namespace. */
 struct interface_key {
+	__u64 netns;
+	__u32 ifindex;
+	__u32 pad;
+};
+
+/*
+ * A place of nf_interface_places: the identity that nf_interfaces has for the
+ * same pair, found without a hash. A device finds its place by its ifindex; where
+ * two have the same, one of them is in nf_interfaces alone.
+ */
+struct interface_place {
+	__u64 identity;
 	__u64 netns;
 	__u32 ifindex;
 	__u32 pad;
@@ -115,9 +134,25 @@ struct clause {
 	__u16 last;
 	__u8 match; /* enum match */
 	__u8 verdict; /* enum clause_verdict */
-	__u16 pad;
+	__u8 guard; /* of the daemon's own configuration, above every mode */
+	__u8 pad;
 	__u32 next; /* index into the clauses of the same slot; 0: VERDICT_NONE */
 	__u32 rule; /* 1-based, allow rules first */
+};
+
+enum source_kind {
+	SOURCE_END, /* of the list */
+	SOURCE_PREFIX,
+	SOURCE_MAC,
+};
+
+/* policy.Source */
+struct source {
+	struct address address; /* masked */
+	struct address mask;
+	__u8 mac[6];
+	__u8 kind; /* enum source_kind */
+	__u8 pad;
 };
 
 /* What a slot holds, so that a restarted daemon knows it again. */
@@ -142,7 +177,45 @@ enum reason {
 	REASON_ROUTING_HEADER, /* IPv6, segments left */
 	REASON_EXTENSION_HEADERS, /* IPv6, more than we walk */
 	REASON_NAME_PROTOCOL, /* resolves names past the interception */
-	REASON_DNS, /* a query that was not intercepted, or somebody else's DNS address */
+	REASON_DNS, /* a query that was not intercepted */
+	REASON_GUARD, /* the guard denies it, in every mode */
+	REASON_SOURCE, /* the source, or what ARP or neighbour discovery claims, is not the workload's */
+	REASON_PROTECTED, /* the daemon's own: somebody else's DNS address, in every mode */
+};
+
+/*
+ * What the rules that a policy word names say of a destination. They never change,
+ * so this holds for as long as the word does.
+ */
+struct ruling {
+	__u32 sequence; /* odd: being written; see memo.h */
+	__u32 incarnation;
+	__u64 word;
+	struct address address;
+	__u32 rule; /* as struct packet has it */
+	__u16 port;
+	__u8 protocol;
+	__u8 reason; /* enum reason */
+};
+
+/* A flow that passes by a name, and is noted in nf_flows, until a time. */
+struct pass {
+	__u32 sequence;
+	__u32 incarnation;
+	__u64 word;
+	__u64 until; /* jiffies */
+	struct address src;
+	struct address dst;
+	__u16 src_port;
+	__u16 dst_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* The boot clock as it was at a tick: reading it costs more than a verdict. */
+struct clock {
+	__u64 tick; /* jiffies */
+	__u64 boot; /* bpf_ktime_get_boot_ns() */
 };
 
 struct counters {
@@ -166,14 +239,18 @@ struct event {
 	__u32 length; /* bytes */
 	__u16 src_port; /* host order; echo: the identifier */
 	__u16 dst_port;
+	__u32 rule; /* that denied it, as struct clause has it; of the guard's if reason says so */
 	__u8 protocol; /* IANA */
 	__u8 reason; /* enum reason */
-	__u8 pad[6];
+	__u8 would_deny; /* it passed, for the policy's audit */
+	__u8 pad;
+	__u32 generation; /* of the policy word */
+	__u32 pad2;
 };
 
 /* How fast an attachment may cause events. */
 struct event_bucket {
-	__u64 due; /* bpf_ktime_get_coarse_ns() up to which the rate is used up */
+	__u64 due; /* nanoseconds of the tick clock up to which the rate is used up */
 	__u64 lost;
 };
 

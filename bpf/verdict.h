@@ -74,24 +74,30 @@ static __always_inline int embedded_ipv4(const struct address *a, struct address
 	return 0;
 }
 
-static __always_inline int speaks(const struct clause *c, const struct packet *p)
+static __always_inline int speaks(const struct clause *c, struct packet *p)
 {
-	if (c->deadline && bpf_ktime_get_boot_ns() >= c->deadline)
-		return 0;
+	if (c->deadline) {
+		p->timed = 1;
+		if (boot_clock() >= c->deadline)
+			return 0;
+	}
 	if (p->ports_only && c->match == MATCH_ANY && c->verdict == VERDICT_ALLOW)
 		return 0;
 	return matches(c->match, c->first, c->last, p);
 }
 
-static __always_inline enum reason said(const struct clause *c)
+static __always_inline enum reason said(const struct clause *c, struct packet *p)
 {
 	if (c->verdict == VERDICT_ALLOW)
 		return REASON_NONE;
-	return c->verdict == VERDICT_NONE ? REASON_NO_RULE : REASON_RULE;
+	if (c->verdict == VERDICT_NONE)
+		return REASON_NO_RULE;
+	p->rule = c->rule;
+	return c->guard ? REASON_GUARD : REASON_RULE;
 }
 
 struct chain {
-	const struct packet *packet;
+	struct packet *packet;
 	__u32 slot;
 	__u32 next;
 	enum reason reason;
@@ -109,7 +115,7 @@ static long walk_chain(__u32 i, struct chain *chain)
 	if (!c)
 		return 1;
 	if (speaks(c, chain->packet)) {
-		chain->reason = said(c);
+		chain->reason = said(c, chain->packet);
 		return 1;
 	}
 	chain->next = c->next;
@@ -121,10 +127,10 @@ static long walk_chain(__u32 i, struct chain *chain)
 
 /*
  * by_rules looks the destination up in the slot's table. NONE: a rule allows
- * it; RULE: one denies it; NO_RULE: none speaks of it. Slot 0 has no rules by
- * design; any other slot without a table is a fault, and a drop in every mode.
+ * it; RULE, GUARD: p->rule denies it; NO_RULE: none speaks of it. Slot 0 has no
+ * rules by design; any other slot without a table is a fault, and a drop.
  */
-__attribute__((noinline)) int by_rules(__u32 slot, const struct packet *p,
+__attribute__((noinline)) int by_rules(__u32 slot, struct packet *p,
 				       const struct address *destination)
 {
 	struct prefix key = { .length = 128 };
@@ -144,12 +150,17 @@ __attribute__((noinline)) int by_rules(__u32 slot, const struct packet *p,
 	if (!c)
 		return REASON_NO_RULE;
 	if (speaks(c, p))
-		return said(c);
+		return said(c, p);
 	chain.next = c->next;
 	if (!chain.next)
 		return REASON_NO_RULE;
 	bpf_loop(MAX_CHAIN, walk_chain, &chain, 0);
 	return chain.reason;
+}
+
+static __always_inline int asks_rules(__u64 word)
+{
+	return WORD_MODE(word) == MODE_ALLOWLIST || WORD_MODE(word) == MODE_DENYLIST;
 }
 
 /*
@@ -169,22 +180,36 @@ static __always_inline int resolves_names(const struct packet *p)
 	return 0;
 }
 
-/* judge_address asks the rules, then the mode, then what was learned. */
-static __always_inline enum reason judge_address(struct learning *learning, const struct packet *p,
-						 const struct address *destination)
+/*
+ * ruled is by_rules for where p goes, which is noted for remembered() to find. What
+ * may change by itself is not, nor what is no answer.
+ */
+static __always_inline enum reason ruled(const struct learning *learning, struct packet *p)
+{
+	enum reason reason;
+
+	if (!WORD_SLOT(learning->word))
+		return REASON_NO_RULE;
+	reason = by_rules(WORD_SLOT(learning->word), p, &p->dst);
+	if (!p->portless && !p->timed && reason != REASON_NO_TABLE)
+		ruling_note(ruling_place(learning->incarnation, p), learning->word,
+			    learning->incarnation, p, reason);
+	return reason;
+}
+
+/* unruled is the verdict where no rule speaks: the mode's, and what was learned. */
+static __always_inline enum reason unruled(struct learning *learning, const struct packet *p,
+					   const struct address *destination)
 {
 	__u64 word = learning->word;
-	enum reason reason = by_rules(WORD_SLOT(word), p, destination);
 
 	learning->name = 0;
-	if (reason != REASON_NO_RULE)
-		return reason;
 	if (p->ports_only)
 		return REASON_NAME_PROTOCOL;
 	if (WORD_MODE(word) == MODE_DENYLIST)
 		return REASON_NONE;
 	if (WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_DNS &&
-	    by_learned(learning, p, destination))
+	    has_learned(learning->attachment) && by_learned(learning, p, destination))
 		return REASON_NONE;
 	return REASON_NO_RULE;
 }
@@ -201,13 +226,22 @@ static __always_inline enum reason judge(struct learning *learning, struct packe
 	struct address inner;
 	__u32 name;
 
-	p->ports_only = learning->word & WORD_DNS && resolves_names(p);
-	outside = judge_address(learning, p, &p->dst);
-	if ((outside != REASON_NONE && outside != REASON_NO_RULE) ||
-	    !embedded_ipv4(&p->dst, &inner))
+	p->ports_only =
+		asks_rules(learning->word) && learning->word & WORD_DNS && resolves_names(p);
+	if (!embedded_ipv4(&p->dst, &inner)) {
+		outside = ruled(learning, p);
+		return outside == REASON_NO_RULE ? unruled(learning, p, &p->dst) : outside;
+	}
+	outside = by_rules(WORD_SLOT(learning->word), p, &p->dst);
+	if (outside == REASON_NO_RULE)
+		outside = unruled(learning, p, &p->dst);
+	if (outside != REASON_NONE && outside != REASON_NO_RULE)
 		return outside;
 	name = learning->name;
-	inside = judge_address(learning, p, &inner);
+	inside = by_rules(WORD_SLOT(learning->word), p, &inner);
+	if (inside == REASON_NO_RULE)
+		inside = unruled(learning, p, &inner);
+	learning->deadline = 0; /* not of two grants */
 	if (inside != REASON_NONE && inside != REASON_NO_RULE)
 		return inside;
 	if (!learning->name)
@@ -215,6 +249,19 @@ static __always_inline enum reason judge(struct learning *learning, struct packe
 	else if (name && name != learning->name)
 		learning->name = 0;
 	return outside ? outside : inside;
+}
+
+/* guarded is the verdict of the modes that have no rules: only the guard is above them. */
+static __always_inline enum reason guarded(struct learning *learning, struct packet *p)
+{
+	enum reason silence =
+		WORD_MODE(learning->word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
+	enum reason reason;
+
+	if (!WORD_SLOT(learning->word) || p->arp)
+		return silence;
+	reason = judge(learning, p);
+	return reason == REASON_NO_RULE ? silence : reason;
 }
 
 /*
@@ -263,29 +310,42 @@ static __always_inline __u64 policy_word(__u32 attachment)
 	return word ? *word : 0;
 }
 
-/* count tells of a drop as well. What p does not know of the packet is 0. */
-static __always_inline void count(__u64 identity, enum reason reason, __u32 bytes,
-				  const struct packet *p)
+static __always_inline void tally(void *map, __u32 attachment, enum reason reason)
+{
+	__u32 index = attachment * MAX_REASONS + reason;
+	__u64 *packets = bpf_map_lookup_elem(map, &index);
+
+	if (packets)
+		__sync_fetch_and_add(packets, 1);
+}
+
+/*
+ * settle counts a packet, tells of it if the policy is against it, and returns why
+ * it is dropped. What p does not know of the packet is 0.
+ */
+static __always_inline enum reason settle(__u64 identity, __u64 word, enum reason reason,
+					  __u32 bytes, const struct packet *p)
 {
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	struct counters *counters = bpf_map_lookup_elem(&nf_counters, &attachment);
-	__u32 index = attachment * MAX_REASONS + reason;
-	__u64 *drops;
+	int audited = reason && is_audited(word, reason);
 
 	if (!counters)
-		return;
-	if (reason == REASON_NONE) {
+		return REASON_UNATTACHED;
+	if (!reason || audited) {
 		counters->allowed_packets++;
 		counters->allowed_bytes += bytes;
-		return;
+		if (!reason)
+			return REASON_NONE;
+		tally(&nf_audited, attachment, reason);
+	} else {
+		counters->dropped_packets++;
+		counters->dropped_bytes += bytes;
+		tally(&nf_drops, attachment, reason);
 	}
-	counters->dropped_packets++;
-	counters->dropped_bytes += bytes;
-	drops = bpf_map_lookup_elem(&nf_drops, &index);
-	if (drops)
-		__sync_fetch_and_add(drops, 1);
 	if (event_interval && identity)
-		tell(identity, reason, bytes, p);
+		tell(identity, word, reason, bytes, p);
+	return audited ? REASON_NONE : reason;
 }
 
 #endif

@@ -32,7 +32,7 @@ func (p *Policy) CompileWith(guard *Guard) (*Compiled, error) {
 			return nil, &UnsupportedError{fmt.Sprintf("dns.forward[%d].original", i)}
 		}
 	}
-	c := &Compiled{Mode: p.Mode, Audit: p.Audit, Names: p.names(guard), policy: p, guard: guard}
+	c := &Compiled{Mode: p.Mode, Audit: p.Audit, Names: p.names(guard), Rulebook: Rulebook{p, guard}}
 	t := compiler{guardAllow: guard.list(Allow), guardDeny: guard.list(Deny), sources: p.Source}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist:

@@ -27,17 +27,22 @@ type Compiled struct {
 	Table *Table
 	Names *Names // for the resolver; never nil
 
-	policy *Policy // for RuleText
+	Rulebook
+}
+
+// Rulebook is what the clauses of a Compiled were made from.
+type Rulebook struct {
+	policy *Policy
 	guard  *Guard
 }
 
 // RuleText names the rule of a [Clause.Rule] as people write it, "deny
 // 10.0.9.0/24" or "guard deny 169.254.0.0/16"; it is empty when there is none.
-func (c *Compiled) RuleText(n uint32, guard bool) string {
-	rule, list, _ := c.policy.RuleAt(n)
+func (b Rulebook) RuleText(n uint32, guard bool) string {
+	rule, list, _ := b.policy.RuleAt(n)
 	above := ""
 	if guard {
-		rule, list, _ = c.guard.RuleAt(n)
+		rule, list, _ = b.guard.RuleAt(n)
 		above = "guard "
 	}
 	if rule == nil {

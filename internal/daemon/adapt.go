@@ -45,7 +45,7 @@ func (d *daemon) counters(id string) (localapi.Counters, bool) {
 	answered, refused := d.dns.server.Counts(id)
 	return localapi.Counters{
 		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped,
-		DNSQueriesAllowed: answered, DNSQueriesBlocked: refused, Drops: c.Drops, FlowsUnnoted: c.FlowsUnnoted,
+		DNSQueriesAllowed: answered, DNSQueriesBlocked: refused, Drops: c.Drops, WouldDeny: c.WouldDeny, FlowsUnnoted: c.FlowsUnnoted,
 	}, ok
 }
 

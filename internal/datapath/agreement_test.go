@@ -13,7 +13,8 @@ import (
 )
 
 // TestKernelAgreesWithPolicy throws random packets at random policies and
-// compares the program's verdict with policy.Decide, the reference.
+// compares the program's verdict with policy.Decide, the reference. Each packet
+// comes twice: the second time the program may remember.
 func TestKernelAgreesWithPolicy(t *testing.T) {
 	d := open(t, pinDir(t))
 	tg := vethTarget(t, "v0")
@@ -35,8 +36,10 @@ func TestKernelAgreesWithPolicy(t *testing.T) {
 			if p.Decide(f, bootTime(t)).Action == policy.Allow {
 				want = passed
 			}
-			if got := run(t, d.bpf.NfOutL2, tg, packet); got != want {
-				t.Fatalf("seed %d, policy %d, %+v: verdict %#x, want %#x; policy %+v", seed, n, f, got, want, p)
+			for _, time := range []string{"first", "second"} {
+				if got := run(t, d.bpf.NfOutL2, tg, packet); got != want {
+					t.Fatalf("seed %d, policy %d, %+v, the %s time: verdict %#x, want %#x; policy %+v", seed, n, f, time, got, want, p)
+				}
 			}
 		}
 	}

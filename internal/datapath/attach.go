@@ -110,6 +110,9 @@ func (d *Datapath) enter(a *attachment) error {
 	if err := d.bpf.NfFlowCounts.Put(a.index, uint64(0)); err != nil {
 		return fmt.Errorf("flow count: %w", err)
 	}
+	if err := d.bpf.NfLearners.Put(a.index, uint64(0)); err != nil {
+		return fmt.Errorf("learner: %w", err)
+	}
 	if err := d.bpf.NfEventBuckets.Put(a.index, &bpfEventBucket{}); err != nil {
 		return fmt.Errorf("event bucket: %w", err)
 	}
@@ -145,6 +148,9 @@ func (d *Datapath) claimInterface(a *attachment) (owner uint64, err error) {
 	err = d.bpf.NfInterfaces.Update(&key, owner, ebpf.UpdateNoExist)
 	if errors.Is(err, ebpf.ErrKeyExist) {
 		err = d.bpf.NfInterfaces.Lookup(&key, &owner)
+	}
+	if err == nil && owner == identity(a) {
+		err = d.takePlace(a)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("interface identity: %w", full(err))
@@ -327,11 +333,11 @@ func (d *Datapath) forget(a *attachment) error {
 	return nil
 }
 
-// disown zeroes the cgroup's storage, which outlives its links: the next
-// attachment of this cgroup must find it closed.
+// disown makes the target nobody's at the first place where programs look. A
+// cgroup's storage outlives its links: its next attachment must find it closed.
 func (d *Datapath) disown(a *attachment) error {
 	if isInterface(a.record) {
-		return nil
+		return d.leavePlace(a)
 	}
 	var owner uint64
 	err := d.bpf.NfCgroups.Lookup(a.record.Scope, &owner)

@@ -38,7 +38,8 @@ type bpfClause struct {
 	Last     uint16
 	Match    uint8
 	Verdict  uint8
-	Pad      uint16
+	Guard    uint8
+	Pad      uint8
 	Next     uint32
 	Rule     uint32
 }
@@ -50,6 +51,12 @@ const (
 	bpfClauseVerdictVERDICT_ALLOW bpfClauseVerdict = 1
 	bpfClauseVerdictVERDICT_NONE  bpfClauseVerdict = 2
 )
+
+type bpfClock struct {
+	_    structs.HostLayout
+	Tick uint64
+	Boot uint64
+}
 
 type bpfCounters struct {
 	_              structs.HostLayout
@@ -125,12 +132,16 @@ type bpfEvent struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
-	Length   uint32
-	SrcPort  uint16
-	DstPort  uint16
-	Protocol uint8
-	Reason   uint8
-	Pad      [6]uint8
+	Length     uint32
+	SrcPort    uint16
+	DstPort    uint16
+	Rule       uint32
+	Protocol   uint8
+	Reason     uint8
+	WouldDeny  uint8
+	Pad        uint8
+	Generation uint32
+	Pad2       uint32
 }
 
 type bpfEventBucket struct {
@@ -188,6 +199,14 @@ type bpfInterfaceKey struct {
 	Pad     uint32
 }
 
+type bpfInterfacePlace struct {
+	_        structs.HostLayout
+	Identity uint64
+	Netns    uint64
+	Ifindex  uint32
+	Pad      uint32
+}
+
 type bpfLearned struct {
 	_      structs.HostLayout
 	Key    bpfLearnedKey
@@ -225,6 +244,10 @@ const (
 	bpfLimitDNS_SETS         bpfLimit = 128
 	bpfLimitDNS_WAYS         bpfLimit = 8
 	bpfLimitMAX_DNS_FLOWS    bpfLimit = 1048576
+	bpfLimitMAX_SOURCES      bpfLimit = 64
+	bpfLimitINTERFACE_PLACES bpfLimit = 32768
+	bpfLimitMAX_RULINGS      bpfLimit = 2048
+	bpfLimitMAX_PASSES       bpfLimit = 1024
 )
 
 type bpfMatch uint32
@@ -264,6 +287,26 @@ type bpfNameKey struct {
 	Id          uint32
 }
 
+type bpfPass struct {
+	_           structs.HostLayout
+	Sequence    uint32
+	Incarnation uint32
+	Word        uint64
+	Until       uint64
+	Src         struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	SrcPort  uint16
+	DstPort  uint16
+	Protocol uint8
+	Pad      [3]uint8
+}
+
 type bpfPrefix struct {
 	_       structs.HostLayout
 	Length  uint32
@@ -292,12 +335,53 @@ const (
 	bpfReasonREASON_EXTENSION_HEADERS bpfReason = 13
 	bpfReasonREASON_NAME_PROTOCOL     bpfReason = 14
 	bpfReasonREASON_DNS               bpfReason = 15
+	bpfReasonREASON_GUARD             bpfReason = 16
+	bpfReasonREASON_SOURCE            bpfReason = 17
+	bpfReasonREASON_PROTECTED         bpfReason = 18
 )
+
+type bpfRuling struct {
+	_           structs.HostLayout
+	Sequence    uint32
+	Incarnation uint32
+	Word        uint64
+	Address     struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Rule     uint32
+	Port     uint16
+	Protocol uint8
+	Reason   uint8
+}
 
 type bpfSlotContent struct {
 	_    structs.HostLayout
 	Hash [32]uint8
 }
+
+type bpfSource struct {
+	_       structs.HostLayout
+	Address struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Mask struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Mac  [6]uint8
+	Kind uint8
+	Pad  uint8
+}
+
+type bpfSourceKind uint32
+
+const (
+	bpfSourceKindSOURCE_END    bpfSourceKind = 0
+	bpfSourceKindSOURCE_PREFIX bpfSourceKind = 1
+	bpfSourceKindSOURCE_MAC    bpfSourceKind = 2
+)
 
 type bpfWordFlag uint32
 
@@ -306,6 +390,9 @@ const (
 	bpfWordFlagWORD_DNS            bpfWordFlag = 32
 	bpfWordFlagWORD_LOOPBACK_ALLOW bpfWordFlag = 64
 	bpfWordFlagWORD_LOOPBACK_DENY  bpfWordFlag = 128
+	bpfWordFlagWORD_AUDIT          bpfWordFlag = 256
+	bpfWordFlagWORD_REPLIES_UDP    bpfWordFlag = 512
+	bpfWordFlagWORD_SOURCE         bpfWordFlag = 1024
 )
 
 // Names of all BPF objects in the ELF.
@@ -313,8 +400,10 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapNfAttachments         = "nf_attachments"
+	bpfMapNfAudited             = "nf_audited"
 	bpfMapNfCgroups             = "nf_cgroups"
 	bpfMapNfClauses             = "nf_clauses"
+	bpfMapNfClock               = "nf_clock"
 	bpfMapNfCounters            = "nf_counters"
 	bpfMapNfDns                 = "nf_dns"
 	bpfMapNfDnsFlows            = "nf_dns_flows"
@@ -325,11 +414,16 @@ const (
 	bpfMapNfExempt              = "nf_exempt"
 	bpfMapNfFlowCounts          = "nf_flow_counts"
 	bpfMapNfFlows               = "nf_flows"
+	bpfMapNfInterfacePlaces     = "nf_interface_places"
 	bpfMapNfInterfaces          = "nf_interfaces"
 	bpfMapNfLearned             = "nf_learned"
+	bpfMapNfLearners            = "nf_learners"
 	bpfMapNfMeta                = "nf_meta"
 	bpfMapNfNames               = "nf_names"
+	bpfMapNfPasses              = "nf_passes"
+	bpfMapNfRulings             = "nf_rulings"
 	bpfMapNfSlots               = "nf_slots"
+	bpfMapNfSources             = "nf_sources"
 	bpfMapNfTables              = "nf_tables"
 	bpfMapNfWords               = "nf_words"
 	bpfProgNfBind4              = "nf_bind4"
@@ -358,6 +452,7 @@ const (
 	bpfVarMaxFlowOther          = "max_flow_other"
 	bpfVarMaxFlowTcp            = "max_flow_tcp"
 	bpfVarMaxFlowsPerAttachment = "max_flows_per_attachment"
+	bpfVarTick                  = "tick"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -429,26 +524,33 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	NfAttachments  *ebpf.MapSpec `ebpf:"nf_attachments"`
-	NfCgroups      *ebpf.MapSpec `ebpf:"nf_cgroups"`
-	NfClauses      *ebpf.MapSpec `ebpf:"nf_clauses"`
-	NfCounters     *ebpf.MapSpec `ebpf:"nf_counters"`
-	NfDns          *ebpf.MapSpec `ebpf:"nf_dns"`
-	NfDnsFlows     *ebpf.MapSpec `ebpf:"nf_dns_flows"`
-	NfDnsSockets   *ebpf.MapSpec `ebpf:"nf_dns_sockets"`
-	NfDrops        *ebpf.MapSpec `ebpf:"nf_drops"`
-	NfEventBuckets *ebpf.MapSpec `ebpf:"nf_event_buckets"`
-	NfEvents       *ebpf.MapSpec `ebpf:"nf_events"`
-	NfExempt       *ebpf.MapSpec `ebpf:"nf_exempt"`
-	NfFlowCounts   *ebpf.MapSpec `ebpf:"nf_flow_counts"`
-	NfFlows        *ebpf.MapSpec `ebpf:"nf_flows"`
-	NfInterfaces   *ebpf.MapSpec `ebpf:"nf_interfaces"`
-	NfLearned      *ebpf.MapSpec `ebpf:"nf_learned"`
-	NfMeta         *ebpf.MapSpec `ebpf:"nf_meta"`
-	NfNames        *ebpf.MapSpec `ebpf:"nf_names"`
-	NfSlots        *ebpf.MapSpec `ebpf:"nf_slots"`
-	NfTables       *ebpf.MapSpec `ebpf:"nf_tables"`
-	NfWords        *ebpf.MapSpec `ebpf:"nf_words"`
+	NfAttachments     *ebpf.MapSpec `ebpf:"nf_attachments"`
+	NfAudited         *ebpf.MapSpec `ebpf:"nf_audited"`
+	NfCgroups         *ebpf.MapSpec `ebpf:"nf_cgroups"`
+	NfClauses         *ebpf.MapSpec `ebpf:"nf_clauses"`
+	NfClock           *ebpf.MapSpec `ebpf:"nf_clock"`
+	NfCounters        *ebpf.MapSpec `ebpf:"nf_counters"`
+	NfDns             *ebpf.MapSpec `ebpf:"nf_dns"`
+	NfDnsFlows        *ebpf.MapSpec `ebpf:"nf_dns_flows"`
+	NfDnsSockets      *ebpf.MapSpec `ebpf:"nf_dns_sockets"`
+	NfDrops           *ebpf.MapSpec `ebpf:"nf_drops"`
+	NfEventBuckets    *ebpf.MapSpec `ebpf:"nf_event_buckets"`
+	NfEvents          *ebpf.MapSpec `ebpf:"nf_events"`
+	NfExempt          *ebpf.MapSpec `ebpf:"nf_exempt"`
+	NfFlowCounts      *ebpf.MapSpec `ebpf:"nf_flow_counts"`
+	NfFlows           *ebpf.MapSpec `ebpf:"nf_flows"`
+	NfInterfacePlaces *ebpf.MapSpec `ebpf:"nf_interface_places"`
+	NfInterfaces      *ebpf.MapSpec `ebpf:"nf_interfaces"`
+	NfLearned         *ebpf.MapSpec `ebpf:"nf_learned"`
+	NfLearners        *ebpf.MapSpec `ebpf:"nf_learners"`
+	NfMeta            *ebpf.MapSpec `ebpf:"nf_meta"`
+	NfNames           *ebpf.MapSpec `ebpf:"nf_names"`
+	NfPasses          *ebpf.MapSpec `ebpf:"nf_passes"`
+	NfRulings         *ebpf.MapSpec `ebpf:"nf_rulings"`
+	NfSlots           *ebpf.MapSpec `ebpf:"nf_slots"`
+	NfSources         *ebpf.MapSpec `ebpf:"nf_sources"`
+	NfTables          *ebpf.MapSpec `ebpf:"nf_tables"`
+	NfWords           *ebpf.MapSpec `ebpf:"nf_words"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -460,6 +562,7 @@ type bpfVariableSpecs struct {
 	MaxFlowOther          *ebpf.VariableSpec `ebpf:"max_flow_other"`
 	MaxFlowTcp            *ebpf.VariableSpec `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.VariableSpec `ebpf:"max_flows_per_attachment"`
+	Tick                  *ebpf.VariableSpec `ebpf:"tick"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -482,33 +585,42 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	NfAttachments  *ebpf.Map `ebpf:"nf_attachments"`
-	NfCgroups      *ebpf.Map `ebpf:"nf_cgroups"`
-	NfClauses      *ebpf.Map `ebpf:"nf_clauses"`
-	NfCounters     *ebpf.Map `ebpf:"nf_counters"`
-	NfDns          *ebpf.Map `ebpf:"nf_dns"`
-	NfDnsFlows     *ebpf.Map `ebpf:"nf_dns_flows"`
-	NfDnsSockets   *ebpf.Map `ebpf:"nf_dns_sockets"`
-	NfDrops        *ebpf.Map `ebpf:"nf_drops"`
-	NfEventBuckets *ebpf.Map `ebpf:"nf_event_buckets"`
-	NfEvents       *ebpf.Map `ebpf:"nf_events"`
-	NfExempt       *ebpf.Map `ebpf:"nf_exempt"`
-	NfFlowCounts   *ebpf.Map `ebpf:"nf_flow_counts"`
-	NfFlows        *ebpf.Map `ebpf:"nf_flows"`
-	NfInterfaces   *ebpf.Map `ebpf:"nf_interfaces"`
-	NfLearned      *ebpf.Map `ebpf:"nf_learned"`
-	NfMeta         *ebpf.Map `ebpf:"nf_meta"`
-	NfNames        *ebpf.Map `ebpf:"nf_names"`
-	NfSlots        *ebpf.Map `ebpf:"nf_slots"`
-	NfTables       *ebpf.Map `ebpf:"nf_tables"`
-	NfWords        *ebpf.Map `ebpf:"nf_words"`
+	NfAttachments     *ebpf.Map `ebpf:"nf_attachments"`
+	NfAudited         *ebpf.Map `ebpf:"nf_audited"`
+	NfCgroups         *ebpf.Map `ebpf:"nf_cgroups"`
+	NfClauses         *ebpf.Map `ebpf:"nf_clauses"`
+	NfClock           *ebpf.Map `ebpf:"nf_clock"`
+	NfCounters        *ebpf.Map `ebpf:"nf_counters"`
+	NfDns             *ebpf.Map `ebpf:"nf_dns"`
+	NfDnsFlows        *ebpf.Map `ebpf:"nf_dns_flows"`
+	NfDnsSockets      *ebpf.Map `ebpf:"nf_dns_sockets"`
+	NfDrops           *ebpf.Map `ebpf:"nf_drops"`
+	NfEventBuckets    *ebpf.Map `ebpf:"nf_event_buckets"`
+	NfEvents          *ebpf.Map `ebpf:"nf_events"`
+	NfExempt          *ebpf.Map `ebpf:"nf_exempt"`
+	NfFlowCounts      *ebpf.Map `ebpf:"nf_flow_counts"`
+	NfFlows           *ebpf.Map `ebpf:"nf_flows"`
+	NfInterfacePlaces *ebpf.Map `ebpf:"nf_interface_places"`
+	NfInterfaces      *ebpf.Map `ebpf:"nf_interfaces"`
+	NfLearned         *ebpf.Map `ebpf:"nf_learned"`
+	NfLearners        *ebpf.Map `ebpf:"nf_learners"`
+	NfMeta            *ebpf.Map `ebpf:"nf_meta"`
+	NfNames           *ebpf.Map `ebpf:"nf_names"`
+	NfPasses          *ebpf.Map `ebpf:"nf_passes"`
+	NfRulings         *ebpf.Map `ebpf:"nf_rulings"`
+	NfSlots           *ebpf.Map `ebpf:"nf_slots"`
+	NfSources         *ebpf.Map `ebpf:"nf_sources"`
+	NfTables          *ebpf.Map `ebpf:"nf_tables"`
+	NfWords           *ebpf.Map `ebpf:"nf_words"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.NfAttachments,
+		m.NfAudited,
 		m.NfCgroups,
 		m.NfClauses,
+		m.NfClock,
 		m.NfCounters,
 		m.NfDns,
 		m.NfDnsFlows,
@@ -519,11 +631,16 @@ func (m *bpfMaps) Close() error {
 		m.NfExempt,
 		m.NfFlowCounts,
 		m.NfFlows,
+		m.NfInterfacePlaces,
 		m.NfInterfaces,
 		m.NfLearned,
+		m.NfLearners,
 		m.NfMeta,
 		m.NfNames,
+		m.NfPasses,
+		m.NfRulings,
 		m.NfSlots,
+		m.NfSources,
 		m.NfTables,
 		m.NfWords,
 	)
@@ -538,6 +655,7 @@ type bpfVariables struct {
 	MaxFlowOther          *ebpf.Variable `ebpf:"max_flow_other"`
 	MaxFlowTcp            *ebpf.Variable `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.Variable `ebpf:"max_flows_per_attachment"`
+	Tick                  *ebpf.Variable `ebpf:"tick"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -28,6 +29,9 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_EXTENSION_HEADERS: "extension-headers",
 	bpfReasonREASON_NAME_PROTOCOL:     "name-protocol",
 	bpfReasonREASON_DNS:               "dns",
+	bpfReasonREASON_GUARD:             "guard",
+	bpfReasonREASON_SOURCE:            "source",
+	bpfReasonREASON_PROTECTED:         "protected",
 }
 
 // Counters of an attachment since it was attached. Connections and datagrams
@@ -39,6 +43,9 @@ type Counters struct {
 	PacketsDropped uint64
 	BytesDropped   uint64
 	Drops          map[string]uint64 // packets by reason; only what happened
+	// Packets that audit let pass, counted as allowed, and what would have dropped them.
+	PacketsWouldDeny uint64
+	WouldDeny        map[string]uint64
 	// FlowsUnnoted counts packets to learned addresses that passed but whose flow
 	// found no room: it ends with the grant.
 	FlowsUnnoted uint64
@@ -68,20 +75,33 @@ func (d *Datapath) readCounters(index uint32) (Counters, error) {
 	if err := d.bpf.NfDrops.Lookup(index*maxReasons+uint32(bpfLimitUNNOTED_FLOWS), &c.FlowsUnnoted); err != nil {
 		return Counters{}, err
 	}
-	if c.PacketsDropped == 0 {
-		return c, nil
-	}
-	c.Drops = make(map[string]uint64)
-	for reason, name := range reasons {
-		var n uint64
-		if err := d.bpf.NfDrops.Lookup(index*maxReasons+uint32(reason), &n); err != nil {
+	var err error
+	if c.PacketsDropped > 0 {
+		if c.Drops, _, err = byReason(d.bpf.NfDrops, index); err != nil {
 			return Counters{}, err
 		}
-		if n > 0 {
-			c.Drops[name] = n
-		}
 	}
-	return c, nil
+	c.WouldDeny, c.PacketsWouldDeny, err = byReason(d.bpf.NfAudited, index)
+	return c, err
+}
+
+// byReason reads what is not zero.
+func byReason(m *ebpf.Map, index uint32) (counts map[string]uint64, sum uint64, err error) {
+	for reason, name := range reasons {
+		var n uint64
+		if err := m.Lookup(index*maxReasons+uint32(reason), &n); err != nil {
+			return nil, 0, err
+		}
+		if n == 0 {
+			continue
+		}
+		if counts == nil {
+			counts = make(map[string]uint64)
+		}
+		counts[name] = n
+		sum += n
+	}
+	return counts, sum, nil
 }
 
 func sumCPUs(perCPU []bpfCounters) (c Counters) {
@@ -117,7 +137,8 @@ func (d *Datapath) zeroCounters(index uint32) error {
 		return fmt.Errorf("counters: %w", err)
 	}
 	for reason := range maxReasons {
-		if err := d.bpf.NfDrops.Put(index*maxReasons+reason, uint64(0)); err != nil {
+		at := index*maxReasons + reason
+		if err := errors.Join(d.bpf.NfDrops.Put(at, uint64(0)), d.bpf.NfAudited.Put(at, uint64(0))); err != nil {
 			return fmt.Errorf("drop counters: %w", err)
 		}
 	}

@@ -115,6 +115,7 @@ type Datapath struct {
 	listener DNSListener
 
 	nesting nesting
+	places  places
 
 	// byIndex finds an attachment without mu; entries change with known.
 	byIndex []atomic.Pointer[attachment]
@@ -146,7 +147,9 @@ type attachment struct {
 	// or the attachment is being detached. Written with mu held.
 	member  atomic.Pointer[Member]
 	version uint64 // of member
+	rules   atomic.Pointer[rules]
 	memory  memory
+	learner bool          // nf_learners says so
 	roomed  time.Duration // when makeRoom last looked, on the boot clock
 }
 

@@ -177,6 +177,8 @@ func (w *witness) hear(raw []byte) {
 		Protocol:    e.Protocol,
 		Length:      int(e.Length),
 		Reason:      reason,
+		WouldDeny:   e.WouldDeny != 0,
+		Rule:        w.d.ruleText(&e),
 	}
 	if flow.Destination.Addr().IsValid() {
 		flow.Names = w.d.namesOf(e.Identity, flow.Destination.Addr())

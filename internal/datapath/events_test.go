@@ -98,7 +98,10 @@ func TestDropsOfAnInterfaceAreToldOf(t *testing.T) {
 	}
 	check("allowed", udp4("192.0.2.1", 9), nil)
 	check("udp", udp4("10.9.9.9", 9), flowOf("10.0.0.2:4000", "10.9.9.9:9", protoUDP, 64, "no-rule"))
-	check("tcp", tcp4("192.0.2.129", 443), flowOf("10.0.0.2:4000", "192.0.2.129:443", protoTCP, 64, "deny-rule"))
+	denied := flowOf("10.0.0.2:4000", "192.0.2.129:443", protoTCP, 64, "deny-rule")
+	denied.Rule = "deny 192.0.2.128/25"
+	check("tcp", tcp4("192.0.2.129", 443), denied)
+	check("tcp, again", tcp4("192.0.2.129", 443), denied)
 	check("icmp", frame(ipv4{dst: "10.9.9.9", proto: protoICMP}.packet(icmp(8, 7)), etherIPv4),
 		flowOf("10.0.0.2:0", "10.9.9.9:0", protoICMP, 64, "no-rule"))
 	check("v6", udp6("2001:db9::1", 9), flowOf("[fd00::2]:4000", "[2001:db9::1]:9", protoUDP, 64, "no-rule"))

@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"unsafe"
 
@@ -15,6 +16,7 @@ import (
 const (
 	prefixSize = uint32(unsafe.Sizeof(bpfPrefix{}))
 	clauseSize = uint32(unsafe.Sizeof(bpfClause{}))
+	sourceSize = uint32(unsafe.Sizeof(bpfSource{}))
 
 	bpfNoPrealloc = unix.BPF_F_NO_PREALLOC
 	bpfInnerMap   = unix.BPF_F_INNER_MAP
@@ -31,8 +33,36 @@ func networkWords(a netip.Addr) [4]uint32 {
 }
 
 func kernelClause(c policy.Clause) bpfClause {
-	return bpfClause{
+	k := bpfClause{
 		Deadline: uint64(c.Deadline), First: c.First, Last: c.Last,
 		Match: uint8(c.Match), Verdict: uint8(c.Verdict), Next: c.Next, Rule: c.Rule,
 	}
+	if c.Guard {
+		k.Guard = 1
+	}
+	return k
+}
+
+func kernelSource(s policy.Source) bpfSource {
+	if !s.Prefix.IsValid() {
+		return bpfSource{Mac: s.MAC, Kind: uint8(bpfSourceKindSOURCE_MAC)}
+	}
+	k := bpfSource{Kind: uint8(bpfSourceKindSOURCE_PREFIX)}
+	key := kernelPrefix(to128(s.Prefix))
+	k.Address = key.Address
+	k.Mask.Word = maskWords(int(key.Length))
+	return k
+}
+
+// maskWords has the first bits set.
+func maskWords(bits int) [4]uint32 {
+	return networkWords(netip.AddrFrom16([16]byte(net.CIDRMask(bits, 128))))
+}
+
+// to128 gives an IPv4 prefix the form that addresses have in the kernel.
+func to128(p netip.Prefix) netip.Prefix {
+	if !p.Addr().Is4() {
+		return p
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(p.Addr().As16()), p.Bits()+96)
 }

@@ -123,12 +123,42 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 		names = append(names, edits[:len(c.names)]...)
 		addrs = append(addrs, edits[len(c.names):]...)
 	}
+	for _, a := range held {
+		if err := d.nowLearns(a); err != nil {
+			return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
+		}
+	}
 	if err := apply(append(names, addrs...)); err != nil {
 		return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
 	}
 	for _, c := range changes {
 		c.commit(&d.room)
 	}
+	return nil
+}
+
+// nowLearns has the programs look for what a has learned. They do not where there
+// is nothing: see learnsNothing. The caller holds a.mu.
+func (d *Datapath) nowLearns(a *attachment) error {
+	if a.learner {
+		return nil
+	}
+	if err := d.bpf.NfLearners.Put(a.index, uint64(1)); err != nil {
+		return fmt.Errorf("learner: %w", err)
+	}
+	a.learner = true
+	return nil
+}
+
+// learnsNothing is called after entries have been removed. The caller holds a.mu.
+func (d *Datapath) learnsNothing(a *attachment) error {
+	if !a.learner || len(a.memory.addrs) > 0 {
+		return nil
+	}
+	if err := d.bpf.NfLearners.Put(a.index, uint64(0)); err != nil {
+		return fmt.Errorf("learner: %w", err)
+	}
+	a.learner = false
 	return nil
 }
 

@@ -56,9 +56,21 @@ func learn(t testing.TB, d *Datapath, id, name string, ttl time.Duration, addrs 
 	}
 }
 
-// expireGrants puts the deadline of every grant into the past, in the kernel and in the memory.
+func forgetPasses(t testing.TB, d *Datapath) {
+	t.Helper()
+	none := make([]bpfPass, ebpf.MustPossibleCPU())
+	for place := range uint32(bpfLimitMAX_PASSES) {
+		if err := d.bpf.NfPasses.Put(place, none); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// expireGrants puts the deadline of every grant into the past, in the kernel and in the memory. Programs do
+// not look at it for a second: they forget what they have found out.
 func expireGrants(t testing.TB, d *Datapath) {
 	t.Helper()
+	forgetPasses(t, d)
 	expired := make(map[bpfLearnedKey]bpfLearned)
 	var key bpfLearnedKey
 	var chunk bpfLearned

@@ -50,6 +50,8 @@ func (c Config) shrink(spec *ebpf.CollectionSpec) {
 			m.MaxEntries = (n + 1) * maxReasons
 		case m.MaxEntries == uint32(bpfLimitMAX_SLOTS):
 			m.MaxEntries = fewSlots
+		case m.MaxEntries == uint32(bpfLimitINTERFACE_PLACES) && c.Only == Cgroups:
+			m.MaxEntries = 1
 		case m.Type == ebpf.RingBuf:
 			m.MaxEntries = min(m.MaxEntries, fewBytes)
 		case m.Type == ebpf.Hash:

@@ -83,6 +83,7 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 		{"limits.flows", bpfVarMaxFlowsPerAttachment, cfg.MaxFlows},
 		{"dns.max_flow", bpfVarMaxFlowTcp, nanoseconds(cfg.MaxFlowTCP)},
 		{"dns.max_flow", bpfVarMaxFlowOther, nanoseconds(cfg.MaxFlowOther)},
+		{"kernel tick", bpfVarTick, nanoseconds(tick())},
 	} {
 		if limit.value == 0 {
 			continue // what the programs come with
@@ -124,6 +125,16 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 
 func nanoseconds(d time.Duration) uint64 { return uint64(max(d, 0)) }
 
+// tick is a jiffy: the coarse clocks advance with it (kernel/time/posix-timers.c).
+// 0 if that can not be known.
+func tick() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
 // adopt reads what the kernel holds. Order matters: links of unfinished work
 // first, so that a record without published links is known to be a leftover.
 func (d *Datapath) adopt() error {
@@ -164,6 +175,9 @@ func (d *Datapath) adopt() error {
 		if s := wordSlot(a.word); s != 0 {
 			inUse[s]++
 		}
+	}
+	if err := d.adoptPlaces(); err != nil {
+		return err
 	}
 	slots, adopted, err := adoptSlots(&d.bpf.bpfMaps, inUse, d.log)
 	if err != nil {

@@ -146,6 +146,9 @@ func TestPackets(t *testing.T) {
 				before.PacketsDropped++
 				want[tt.reason]++
 			}
+			if again := run(t, d.bpf.NfOutL2, tg, tt.packet); again != verdict {
+				t.Errorf("verdict %#x the second time", again)
+			}
 			if after.PacketsAllowed != before.PacketsAllowed || after.PacketsDropped != before.PacketsDropped || !maps.Equal(after.Drops, want) {
 				t.Errorf("counted %+v, want %d allowed, %d dropped, %v", after, before.PacketsAllowed, before.PacketsDropped, want)
 			}

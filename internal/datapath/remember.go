@@ -53,6 +53,11 @@ func (d *Datapath) remember(now time.Duration) error {
 		}
 		c.memory.due = now // the first sweep looks at names without grants
 	}
+	for _, a := range d.known {
+		if err := errors.Join(d.nowLearns(a), d.learnsNothing(a)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

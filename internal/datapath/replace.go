@@ -24,6 +24,15 @@ func compose(c *policy.Compiled, s *slot) uint64 {
 	if c.Replies {
 		word |= uint64(bpfWordFlagWORD_REPLIES)
 	}
+	if c.Audit {
+		word |= uint64(bpfWordFlagWORD_AUDIT)
+	}
+	if c.RepliesUDP {
+		word |= uint64(bpfWordFlagWORD_REPLIES_UDP)
+	}
+	if c.Table != nil && len(c.Table.Sources) > 0 {
+		word |= uint64(bpfWordFlagWORD_SOURCE)
+	}
 	if c.Names != nil && c.Names.Intercepts() {
 		word |= uint64(bpfWordFlagWORD_DNS)
 	}
@@ -98,6 +107,7 @@ func (d *Datapath) flip(id string, c *policy.Compiled, s *slot) (index uint32, u
 	}
 	word := compose(c, s)
 	if word == a.word&wordPolicyMask && !a.cutsNext() {
+		a.rules.Store(&rules{c.Rulebook, generation(a.word)})
 		a.announce(id, c.Names)
 		return 0, s, nil
 	}
@@ -105,12 +115,33 @@ func (d *Datapath) flip(id string, c *policy.Compiled, s *slot) (index uint32, u
 		// Names that were to be cut at this word hold on; the next call looks at each again.
 		return 0, s, err
 	}
+	a.rules.Store(&rules{c.Rulebook, generation(a.word)})
 	a.announce(id, c.Names)
 	unused, a.slot = a.slot, s
 	if err := d.purge(a); err != nil {
 		d.log.Warn("what the policy cuts was not removed", "attachment", id, "err", err)
 	}
 	return a.index, unused, nil
+}
+
+// rules are what the clauses of a generation's slot came from.
+type rules struct {
+	policy.Rulebook
+	generation uint32
+}
+
+// ruleText is the rule that an event names; empty if it names none, or is of
+// another policy than the one in force.
+func (d *Datapath) ruleText(e *bpfEvent) string {
+	a := d.at(uint32(e.Identity))
+	if e.Rule == 0 || a == nil {
+		return ""
+	}
+	r := a.rules.Load()
+	if r == nil || a.record.Incarnation != uint32(e.Identity>>32) || r.generation != e.Generation {
+		return ""
+	}
+	return r.RuleText(e.Rule, bpfReason(e.Reason) == bpfReasonREASON_GUARD)
 }
 
 // announce makes names what queries are decided by, and stale what was decided

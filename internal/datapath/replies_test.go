@@ -296,3 +296,49 @@ func TestAFlowOfBeforeIsNobodysRoom(t *testing.T) {
 		t.Errorf("%d flows, want 1", n)
 	}
 }
+
+// A datagram from outside to a listed port may be answered, for a minute after the last.
+func TestRepliesUDP(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	serving := &policy.Policy{Mode: policy.ModeAllowlist, RepliesUDP: []policy.Ports{ports(5000, 5003, policy.UDP), ports(161, 161, policy.UDP)}}
+	in := func(sport, dport int) { run(t, d.bpf.NfInL2, tg, inbound(protoUDP, udp(sport, dport))) }
+	answer := func(when string, sport, dport int, want uint32) {
+		t.Helper()
+		verdict(t, d, tg, when, outbound(protoUDP, udp(sport, dport)), want)
+	}
+	replace(t, d, id, &policy.Policy{Mode: policy.ModeAllowlist})
+	in(4000, 161)
+	answer("no port is listed", 161, 4000, dropped)
+
+	replace(t, d, id, serving)
+	answer("nothing came in", 161, 4000, dropped)
+	in(4000, 161)
+	in(4000, 5002)
+	answer("the last listed", 161, 4000, passed)
+	answer("in a range", 5002, 4000, passed)
+	answer("to another port", 161, 4001, dropped)
+	answer("from another port", 5001, 4000, dropped)
+	in(4000, 162)
+	answer("a port that is not listed", 162, 4000, dropped)
+	in(53, 161)
+	answer("to port 53", 161, 53, dropped)
+	verdict(t, d, tg, "tcp", outbound(protoTCP, tcp(161, 4000, flagACK)), dropped)
+
+	expireFlows(t, d)
+	answer("a minute later", 161, 4000, dropped)
+	in(4000, 161)
+	answer("another datagram", 161, 4000, passed)
+	deny := *serving
+	deny.Deny = []policy.Rule{rule(peer + "/32")}
+	replace(t, d, id, &deny)
+	answer("the peer is denied", 161, 4000, dropped)
+	replace(t, d, id, serving)
+	answer("and no more, but the flow has ended", 161, 4000, dropped)
+	in(4000, 161)
+	narrower := &policy.Policy{Mode: policy.ModeAllowlist, RepliesUDP: []policy.Ports{ports(5000, 5003, policy.UDP)}}
+	replace(t, d, id, narrower)
+	replace(t, d, id, serving)
+	answer("the port was taken away", 161, 4000, dropped)
+}

@@ -179,7 +179,7 @@ func (s *slots) grace() error {
 }
 
 func (s *slots) empty(index uint32) error {
-	for _, outer := range []*ebpf.Map{s.bpf.NfTables, s.bpf.NfClauses} {
+	for _, outer := range []*ebpf.Map{s.bpf.NfTables, s.bpf.NfClauses, s.bpf.NfSources} {
 		if err := outer.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
@@ -193,10 +193,13 @@ func (s *slots) build(index uint32, hash [32]byte, t *policy.Table) error {
 	if err := s.bpf.NfSlots.Put(index, &bpfSlotContent{Hash: hash}); err != nil {
 		return fmt.Errorf("note slot: %w", err)
 	}
-	var g errgroup.Group // both waits for RCU at once
+	var g errgroup.Group // they wait for RCU at once
 	g.Go(func() error { return s.buildTable(index, t) })
-	if len(t.Clauses) > 1 {
+	if len(t.Clauses) > 1 || t.Clauses[0] != (policy.Clause{}) {
 		g.Go(func() error { return s.buildClauses(index, t) })
+	}
+	if len(t.Sources) > 0 {
+		g.Go(func() error { return s.buildSources(index, t) })
 	}
 	return g.Wait()
 }
@@ -250,6 +253,25 @@ func (s *slots) buildClauses(index uint32, t *policy.Table) error {
 	}
 	if err := s.bpf.NfClauses.Put(index, m); err != nil {
 		return errors.Join(fmt.Errorf("place clauses: %w", err), m.Close())
+	}
+	return m.Close()
+}
+
+func (s *slots) buildSources(index uint32, t *policy.Table) error {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "nf_sources", Type: ebpf.Array, KeySize: 4, ValueSize: sourceSize, MaxEntries: uint32(bpfLimitMAX_SOURCES),
+	})
+	if err != nil {
+		return fmt.Errorf("create %d sources: %w", len(t.Sources), err)
+	}
+	for i, source := range t.Sources {
+		k := kernelSource(source)
+		if err := m.Put(uint32(i), &k); err != nil {
+			return errors.Join(fmt.Errorf("fill %d sources: %w", len(t.Sources), err), m.Close())
+		}
+	}
+	if err := s.bpf.NfSources.Put(index, m); err != nil {
+		return errors.Join(fmt.Errorf("place sources: %w", err), m.Close())
 	}
 	return m.Close()
 }

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/netfence/netfence/policy"
+)
+
+// rulings edits what processors have found out. It returns how many entries there were.
+func rulings(t *testing.T, d *Datapath, edit func(*bpfRuling)) (found int) {
+	t.Helper()
+	for place := range uint32(bpfLimitMAX_RULINGS) {
+		perCPU := make([]bpfRuling, ebpf.MustPossibleCPU())
+		if err := d.bpf.NfRulings.Lookup(place, &perCPU); err != nil {
+			t.Fatal(err)
+		}
+		changed := false
+		for i := range perCPU {
+			if perCPU[i].Word != 0 {
+				found++
+				edit(&perCPU[i])
+				changed = true
+			}
+		}
+		if !changed {
+			continue
+		}
+		if err := d.bpf.NfRulings.Put(place, perCPU); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return found
+}
+
+// Each thing that a remembered ruling is for must be that of the packet; the last
+// case shows that the tampering is what a program would believe.
+func TestRulingsAreForOnePolicyAndDestination(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	denied := udp4("192.0.2.129", 9)
+	for _, tt := range []struct {
+		name    string
+		edit    func(*bpfRuling)
+		verdict uint32
+	}{
+		{"being written", func(r *bpfRuling) { r.Sequence |= 1 }, dropped},
+		{"of another policy", func(r *bpfRuling) { r.Word += 1 << 32 }, dropped},
+		{"of another attachment", func(r *bpfRuling) { r.Incarnation++ }, dropped},
+		{"of another address", func(r *bpfRuling) { r.Address.Word[3]++ }, dropped},
+		{"of another port", func(r *bpfRuling) { r.Port++ }, dropped},
+		{"of another protocol", func(r *bpfRuling) { r.Protocol = protoTCP }, dropped},
+		{"its own", func(*bpfRuling) {}, passed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rulings(t, d, func(r *bpfRuling) { *r = bpfRuling{} })
+			replace(t, d, id, packetPolicy())
+			verdict(t, d, tg, "unknown", denied, dropped)
+			verdict(t, d, tg, "known", denied, dropped)
+			if n := rulings(t, d, func(r *bpfRuling) {
+				r.Reason = uint8(bpfReasonREASON_NONE)
+				tt.edit(r)
+			}); n == 0 {
+				t.Fatal("nothing is remembered")
+			}
+			verdict(t, d, tg, "tampered with", denied, tt.verdict)
+		})
+	}
+}
+
+// A rule that ends by itself is looked at each time.
+func TestTimedRulesAreNotRemembered(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	p := &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule("192.0.2.0/24")}}
+	p.Allow[0].TTL = 3600e9
+	replace(t, d, id, p)
+	verdict(t, d, tg, "first", udp4("192.0.2.1", 9), passed)
+	verdict(t, d, tg, "second", udp4("192.0.2.1", 9), passed)
+	if n := rulings(t, d, func(*bpfRuling) {}); n != 0 {
+		t.Errorf("%d rulings, want none", n)
+	}
+}
+
+// A pass is for one flow. What ends it ends at once, but for the grant's own end,
+// which is its end too.
+func TestPassesAreForOneFlow(t *testing.T) {
+	d, tg, id := learnedWorkload(t, Config{})
+	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
+	verdict(t, d, tg, "learned", ack, passed)
+	if err := d.bpf.NfLearned.Delete(learnedKey(t, d)); err != nil { // so that only the pass lets it through
+		t.Fatal(err)
+	}
+	flowless := func() {
+		t.Helper()
+		var key bpfFlowKey
+		if err := d.bpf.NfFlows.NextKey(nil, &key); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.bpf.NfFlows.Delete(&key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flowless()
+	verdict(t, d, tg, "the same flow", ack, passed)
+	verdict(t, d, tg, "another source port", toServer(protoTCP, tcp(4001, 443, flagACK)), dropped)
+	verdict(t, d, tg, "another port there", toServer(protoTCP, tcp(4000, 444, flagACK)), dropped)
+	verdict(t, d, tg, "another protocol", toServer(protoUDP, udp(4000, 443)), dropped)
+	verdict(t, d, tg, "a new connection", toServer(protoTCP, tcp(4000, 443, flagSYN)), dropped)
+	replace(t, d, id, &policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Mode: policy.DNSAllowlist}})
+	verdict(t, d, tg, "its name is cut", ack, dropped)
+}
+
+func learnedKey(t *testing.T, d *Datapath) *bpfLearnedKey {
+	t.Helper()
+	var key bpfLearnedKey
+	if err := d.bpf.NfLearned.NextKey(nil, &key); err != nil {
+		t.Fatal(err)
+	}
+	return &key
+}
