@@ -155,15 +155,30 @@ func BenchmarkControl(b *testing.B) {
 			return timed(func() error { return d.Replace(id, c) })
 		}
 	}
-	learner := attach(b, d, cgroupTarget(b))
-	if err := d.Replace(learner, compile(b, domains(domain("*.example")))); err != nil {
-		b.Fatal(err)
-	}
-	round := 0
-	learning := func() time.Duration {
-		round++
-		l := lesson(b, d, learner, fmt.Sprintf("n%d.example", round), time.Minute, fmt.Sprintf("203.0.113.%d", round))
-		return timed(func() error { return d.Learn([]Lesson{l}) })
+	byName := compile(b, domains(domain("*.example")))
+	// learning has a new attachment learn an address under each of as many names.
+	learning := func(names int) func() time.Duration {
+		return func() time.Duration {
+			const addrs = 256
+			learner := attach(b, d, cgroupTarget(b))
+			if err := d.Replace(learner, byName); err != nil {
+				b.Fatal(err)
+			}
+			lessons := make([]Lesson, addrs)
+			for i := range lessons {
+				lessons[i] = lesson(b, d, learner, fmt.Sprintf("n%d.example", i%names), time.Minute, fmt.Sprintf("203.0.113.%d", i))
+			}
+			took := timed(func() error {
+				for i := range lessons {
+					if err := d.Learn(lessons[i : i+1]); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			timed(func() error { return d.Detach(learner) })
+			return took / addrs
+		}
 	}
 	shared := compile(b, manyRules(1000))
 	if err := d.Replace(other, shared); err != nil {
@@ -177,7 +192,8 @@ func BenchmarkControl(b *testing.B) {
 				timed(func() error { return d.Replace(id, compile(b, policy.BlockAll())) })
 				return timed(func() error { return d.Replace(id, shared) })
 			}},
-			{"learn an address", learning},
+			{"learn a name and its address", learning(256)},
+			{"learn an address of a known name", learning(1)},
 			{"replace 10 rules", replacing(10)},
 			{"replace 10,000 rules", replacing(10_000)},
 			{"replace 100,000 rules", replacing(100_000)},

@@ -103,7 +103,7 @@ func (d *Datapath) enact(c *change) error {
 
 // makeRoom removes what is over of the given attachments, whose mu is held. It is
 // false if there was nothing, or if it was asked for just now.
-func (d *Datapath) makeRoom(held map[uint32]*attachment, now time.Duration) bool {
+func (d *Datapath) makeRoom(held members, now time.Duration) bool {
 	made := false
 	for _, a := range held {
 		if now < a.roomed+roomInterval {

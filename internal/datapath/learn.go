@@ -17,6 +17,10 @@ import (
 // caller decides anew.
 var ErrStale = errors.New("policy has changed meanwhile")
 
+// refreshInterval is how exactly the kernel knows when a name was last learned.
+// dns.max_flow, which counts from then, is hours.
+const refreshInterval = time.Second
+
 // Member is one attachment that a DNS query concerns, with what is in force for
 // it. It is a snapshot.
 type Member struct {
@@ -98,11 +102,7 @@ func (d *Datapath) at(index uint32) *attachment {
 // A grant is only ever extended: a shorter TTL does not cut access given before.
 func (d *Datapath) Learn(lessons []Lesson) error {
 	held, err := d.lockMembers(lessons)
-	defer func() {
-		for _, a := range held {
-			a.mu.Unlock()
-		}
-	}()
+	defer held.unlock()
 	if err != nil {
 		return err
 	}
@@ -117,18 +117,18 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 	if err != nil {
 		return err
 	}
-	var names, addrs []edit
+	var edits, addrs []edit
 	for _, c := range changes {
-		edits := c.edits(&d.bpf.bpfMaps)
-		names = append(names, edits[:len(c.names)]...)
-		addrs = append(addrs, edits[len(c.names):]...)
+		all := c.edits(&d.bpf.bpfMaps)
+		names := len(c.names)
+		edits, addrs = append(edits, all[:names]...), append(addrs, all[names:]...)
 	}
 	for _, a := range held {
 		if err := d.nowLearns(a); err != nil {
 			return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
 		}
 	}
-	if err := apply(append(names, addrs...)); err != nil {
+	if err := apply(append(edits, addrs...)); err != nil {
 		return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
 	}
 	for _, c := range changes {
@@ -162,21 +162,43 @@ func (d *Datapath) learnsNothing(a *attachment) error {
 	return nil
 }
 
+// members are the locked attachments of lessons, in the order of their indices.
+// There are few, as cgroups are not nested deeply.
+type members []*attachment
+
+func (m members) unlock() {
+	for _, a := range m {
+		a.mu.Unlock()
+	}
+}
+
+func (m members) at(index uint32) *attachment {
+	for _, a := range m {
+		if a.index == index {
+			return a
+		}
+	}
+	return nil
+}
+
 // lockMembers locks the attachments of the lessons, in the order of their
 // indices, and checks that the policies are those that the lessons come from. It
 // returns what it has locked, also with an error.
-func (d *Datapath) lockMembers(lessons []Lesson) (held map[uint32]*attachment, err error) {
-	held = make(map[uint32]*attachment, len(lessons))
-	ordered := slices.Clone(lessons)
-	slices.SortStableFunc(ordered, func(a, b Lesson) int { return cmp.Compare(a.Member.Index, b.Member.Index) })
-	for _, l := range ordered {
-		a := held[l.Member.Index]
+func (d *Datapath) lockMembers(lessons []Lesson) (held members, err error) {
+	ordered := lessons
+	if len(lessons) > 1 {
+		ordered = slices.Clone(lessons)
+		slices.SortStableFunc(ordered, func(a, b Lesson) int { return cmp.Compare(a.Member.Index, b.Member.Index) })
+	}
+	for i := range ordered {
+		l := &ordered[i]
+		a := held.at(l.Member.Index)
 		if a == nil {
 			if a = d.at(l.Member.Index); a == nil {
 				return held, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, ErrStale)
 			}
 			a.mu.Lock()
-			held[l.Member.Index] = a
+			held = append(held, a)
 		}
 		now := a.member.Load()
 		if now == nil || now.incarnation != l.Member.incarnation || now.version != l.Member.version {
@@ -187,22 +209,22 @@ func (d *Datapath) lockMembers(lessons []Lesson) (held map[uint32]*attachment, e
 }
 
 // teach works out what the lessons change.
-func (d *Datapath) teach(held map[uint32]*attachment, lessons []Lesson, now time.Duration) (map[uint32]*change, error) {
+func (d *Datapath) teach(held members, lessons []Lesson, now time.Duration) ([]*change, error) {
 	limits := d.limits
 	limits.freeNames = int(d.bpf.NfNames.MaxEntries()) - int(d.room.names.Load())
 	limits.freeChunks = int(d.bpf.NfLearned.MaxEntries()) - int(d.room.chunks.Load())
-	changes := make(map[uint32]*change, len(held))
+	var changes []*change
 	for _, l := range lessons {
 		if len(l.Addrs) == 0 {
 			continue
 		}
-		a := held[l.Member.Index]
-		c := changes[a.index]
-		if c == nil {
-			c = a.memory.change(a.record.Incarnation)
-			changes[a.index] = c
+		a := held.at(l.Member.Index)
+		at := slices.IndexFunc(changes, func(c *change) bool { return c.memory == &a.memory })
+		if at < 0 {
+			at = len(changes)
+			changes = append(changes, a.memory.change(a.record.Incarnation))
 		}
-		if err := c.teach(l, now, limits); err != nil {
+		if err := changes[at].teach(l, now, limits); err != nil {
 			return nil, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, err)
 		}
 	}
@@ -265,9 +287,10 @@ func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint3
 			return id, nil
 		}
 	}
-	// One that is cut, be it at a generation not reached, is not taken up again.
 	id, known := c.memory.ids[n.nameKey]
-	if !known || c.memory.names[id].cut != 0 {
+	// One that is cut, be it at a generation not reached, is not taken up again.
+	known = known && c.memory.names[id].cut == 0
+	if !known {
 		used := c.nameCount()
 		if used >= limits.names {
 			return 0, &LimitError{Attachment: l.Member.ID, Limit: "names", Max: limits.names}
@@ -279,6 +302,9 @@ func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint3
 		if id <= c.memory.last {
 			return 0, fmt.Errorf("%w: name ids are used up (detach, and attach again)", ErrFull)
 		}
+	}
+	if known && now < c.memory.names[id].learned+refreshInterval {
+		return id, nil
 	}
 	c.names[id] = n
 	return id, nil

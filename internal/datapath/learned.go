@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -184,17 +185,25 @@ func (c *change) forget(names []uint32, gone func(grant) bool) {
 	}
 }
 
-// edit is one map entry before and after; nil: there is none.
+// edit is one map entry before and after. before is asked for only when the edit
+// has to be undone, which is rare; nil: there is none.
 type edit struct {
-	m             *ebpf.Map
-	key           any
-	before, after any
+	m      *ebpf.Map
+	key    []byte
+	before func() []byte
+	after  []byte // nil: the entry goes
 }
 
-func (e edit) do() error   { return e.write(e.after) }
-func (e edit) undo() error { return e.write(e.before) }
+func (e edit) do() error { return e.write(e.after) }
 
-func (e edit) write(value any) error {
+func (e edit) undo() error {
+	if e.before == nil {
+		return e.write(nil)
+	}
+	return e.write(e.before())
+}
+
+func (e edit) write(value []byte) error {
 	if value != nil {
 		return e.m.Put(e.key, value)
 	}
@@ -204,14 +213,19 @@ func (e edit) write(value any) error {
 	return nil
 }
 
+// memoryOf is v as the kernel reads it. The types of types.h have no padding, so
+// there is nothing in it that nobody wrote; passing v itself has it looked at by
+// reflection each time.
+func memoryOf[T bpfNameKey | bpfName | bpfLearnedKey | bpfLearned](v *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
+}
+
 // edits are in the order in which they must be done: no grant without its name.
 func (c *change) edits(b *bpfMaps) []edit {
-	var list []edit
+	list := make([]edit, 0, len(c.names)+len(c.addrs)+len(c.dropped))
 	for _, id := range slices.Sorted(maps.Keys(c.names)) {
-		e := edit{m: b.NfNames, key: &bpfNameKey{Incarnation: c.incarnation, Id: id}, after: kernelName(c.incarnation, id, c.names[id])}
-		if old, ok := c.memory.names[id]; ok {
-			e.before = kernelName(c.incarnation, id, old)
-		}
+		e := c.nameEdit(b, id)
+		e.after = memoryOf(kernelName(c.incarnation, id, c.names[id]))
 		list = append(list, e)
 	}
 	for addr, after := range c.addrs {
@@ -221,26 +235,34 @@ func (c *change) edits(b *bpfMaps) []edit {
 		}
 	}
 	for _, id := range c.dropped {
-		list = append(list, edit{
-			m: b.NfNames, key: &bpfNameKey{Incarnation: c.incarnation, Id: id},
-			before: kernelName(c.incarnation, id, c.memory.names[id]),
-		})
+		list = append(list, c.nameEdit(b, id))
 	}
 	return list
 }
 
+// nameEdit takes the name away.
+func (c *change) nameEdit(b *bpfMaps, id uint32) edit {
+	e := edit{m: b.NfNames, key: memoryOf(&bpfNameKey{Incarnation: c.incarnation, Id: id})}
+	if old, ok := c.memory.names[id]; ok {
+		e.before = func() []byte { return memoryOf(kernelName(c.incarnation, id, old)) }
+	}
+	return e
+}
+
 func appendChunk(list []edit, b *bpfMaps, incarnation uint32, addr netip.Addr, i int, before, after grants) []edit {
-	key := bpfLearnedKey{Incarnation: incarnation, Chunk: uint32(i)}
+	key := &bpfLearnedKey{Incarnation: incarnation, Chunk: uint32(i)}
 	key.Address.Word = networkWords(addr)
-	e := edit{m: b.NfLearned, key: &key}
+	e := edit{m: b.NfLearned, key: memoryOf(key)}
 	if i*grantsPerChunk < len(before) {
-		e.before = kernelChunk(key, before.chunk(i))
+		old := before.chunk(i)
+		e.before = func() []byte { return memoryOf(kernelChunk(*key, old)) }
 	}
 	if i*grantsPerChunk < len(after) {
-		if e.before != nil && before.chunk(i) == after.chunk(i) {
+		now := after.chunk(i)
+		if e.before != nil && before.chunk(i) == now {
 			return list
 		}
-		e.after = kernelChunk(key, after.chunk(i))
+		e.after = memoryOf(kernelChunk(*key, now))
 	}
 	return append(list, e)
 }

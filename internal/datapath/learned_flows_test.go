@@ -240,6 +240,7 @@ func TestLearnedFlowsGoOnAsLongAsTheNameIsLearned(t *testing.T) {
 	a := d.known[id]
 	for nameID, n := range a.memory.names {
 		n.learned = 1 // at boot
+		a.memory.names[nameID] = n
 		if err := d.bpf.NfNames.Put(&bpfNameKey{Incarnation: a.record.Incarnation, Id: nameID}, kernelName(a.record.Incarnation, nameID, n)); err != nil {
 			t.Fatal(err)
 		}

@@ -225,7 +225,7 @@ func TestLearnUndoesWhatItCouldNotFinish(t *testing.T) {
 	if err := errors.Join(err, closed.Close()); err != nil {
 		t.Fatal(err)
 	}
-	failing := edit{m: closed, key: &bpfNameKey{}, after: &bpfName{}}
+	failing := edit{m: closed, key: memoryOf(&bpfNameKey{}), after: memoryOf(&bpfName{})}
 	if err := apply(append(c.edits(&d.bpf.bpfMaps), failing)); err == nil {
 		t.Fatal("wrote to a closed map")
 	}
