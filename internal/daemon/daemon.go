@@ -175,6 +175,7 @@ func (d *daemon) stages() []stage {
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},
+		{"watch attachments", d.caughtUp(d.watchAttachments)},
 		{"dns", d.caughtUp(d.serveDNS)}, // until then queries wait in the sockets
 	}
 	if d.control.folder != nil {

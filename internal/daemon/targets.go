@@ -89,3 +89,19 @@ func (t *targets) report(event target.Event) error {
 	}
 	return err
 }
+
+// watchAttachments ends what the kernel no longer holds on any target, also if the state does not know it.
+func (d *daemon) watchAttachments(ctx context.Context) error {
+	d.kernel.Watch(ctx, func(id string, cause error) {
+		_, err := d.store.Remove(id, state.ReasonRemoved, cause.Error())
+		if errors.Is(err, state.ErrNotFound) {
+			err = d.kernel.Detach(id)
+		}
+		if err != nil {
+			d.log.Warn("attachment without a target not removed", "attachment", id, "err", err)
+			return
+		}
+		d.log.Info("target vanished", "attachment", id, "err", cause)
+	})
+	return nil
+}

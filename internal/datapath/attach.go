@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sync/errgroup"
@@ -95,6 +96,7 @@ func (d *Datapath) attach(a *attachment, id string, t target.Target) error {
 	if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, d.pins.attached(id), unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("publish links: %w", err)
 	}
+	a.target, a.intact = t, time.Now()
 	return nil
 }
 
@@ -213,7 +215,8 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	if err != nil {
 		return err
 	}
-	if dead {
+	// Another interface may have the index of one that is gone; no cgroup has another's id.
+	if dead && (isInterface(a.record) || !alive(a.record, t)) {
 		return fmt.Errorf("attachment %s: no link holds %s %s any more: %w", id, t.Type, t.Name, ErrVanished)
 	}
 	if len(gone) > 0 {
@@ -224,6 +227,7 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	if err := d.own(a); err != nil {
 		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 	}
+	a.target = t
 	return nil
 }
 

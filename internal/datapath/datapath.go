@@ -69,8 +69,8 @@ type Config struct {
 	// on after its name was last learned; default 24 h and 4 h.
 	MaxFlowTCP, MaxFlowOther time.Duration
 
-	// Events is told what is dropped, and what was lost of that, by one goroutine;
-	// nil: nobody is. While it waits, more is lost; packets never wait for it.
+	// Events is told what is dropped, what was lost of that, and of incidents, by two
+	// goroutines; nil: nobody is. While it waits, more is lost; packets never wait for it.
 	Events func(events.Event)
 	// EventRate bounds the events a second of an attachment; 0: events.DefaultRate.
 	EventRate int
@@ -98,11 +98,12 @@ func (c Config) learningLimits() learningLimits {
 
 // Datapath is the kernel side of all attachments.
 type Datapath struct {
-	pins pins
-	log  *slog.Logger
-	bpf  bpfObjects
-	ours *ours
-	only Only
+	config Config
+	pins   pins
+	log    *slog.Logger
+	bpf    bpfObjects
+	ours   *ours
+	only   Only
 
 	problems problems
 	witness  *witness // nil: nobody is told of events
@@ -136,8 +137,12 @@ type attachment struct {
 	index  uint32
 	record bpfAttachment
 	word   uint64
-	slot   *slot       // nil: no rules
-	gone   bool        // detached while somebody waited for mu
+	slot   *slot // nil: no rules
+	gone   bool  // detached while somebody waited for mu
+
+	target target.Target // as Attach was last told; none: it has not been since Open
+	intact time.Time     // when it was last seen as it was left
+	leads  leads
 	counts atomic.Bool // the counters at its index are its own, not those of who had it before
 
 	around []uint64 // ids of the cgroups that this one is in, the nearest first; under nesting.mu

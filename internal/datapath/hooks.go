@@ -40,6 +40,15 @@ type holder interface {
 	// update puts the program in the place of an earlier daemon's, without a gap, or
 	// returns what verify would, and changes nothing.
 	update(h hook, dir string, r bpfAttachment) error
+	// watch is verify at less cost, and errBehind if another program runs first. No t:
+	// Attach has not been called yet.
+	watch(h hook, dir string, r bpfAttachment, t target.Target) error
+}
+
+// leader is a holder that can put its program before others again, without a gap.
+// twin is the same program once more.
+type leader interface {
+	lead(h hook, dir, pending string, twin *ebpf.Program, r bpfAttachment) error
 }
 
 // hooks are those that r needs, the verdict first.

@@ -33,7 +33,7 @@ func Open(cfg Config) (*Datapath, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Datapath{
-		pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
+		config: cfg, pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
 		problems: problems{log: cfg.Log},
 		known:    make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
 	}
@@ -69,30 +69,10 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 	var reading sync.WaitGroup
 	reading.Go(func() { _, _ = kernel.Kernel() })
 	defer reading.Wait()
-	spec, err := loadBpf()
+	spec, err := cfg.spec()
 	if err != nil {
 		return err
 	}
-	if err := limitEvents(spec, cfg); err != nil {
-		return err
-	}
-	for _, limit := range []struct {
-		key, variable string
-		value         uint64
-	}{
-		{"limits.flows", bpfVarMaxFlowsPerAttachment, cfg.MaxFlows},
-		{"dns.max_flow", bpfVarMaxFlowTcp, nanoseconds(cfg.MaxFlowTCP)},
-		{"dns.max_flow", bpfVarMaxFlowOther, nanoseconds(cfg.MaxFlowOther)},
-		{"kernel tick", bpfVarTick, nanoseconds(tick())},
-	} {
-		if limit.value == 0 {
-			continue // what the programs come with
-		}
-		if err := spec.Variables[limit.variable].Set(limit.value); err != nil {
-			return fmt.Errorf("%s: %w", limit.key, err)
-		}
-	}
-	cfg.shrink(spec)
 	opened, err := d.pins.openMaps(version, spec)
 	if err != nil {
 		return err
@@ -121,6 +101,35 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 		return errors.Join(err, d.bpf.Close())
 	}
 	return nil
+}
+
+// spec is what is to be loaded, with the limits in place.
+func (c Config) spec() (*ebpf.CollectionSpec, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, err
+	}
+	if err := limitEvents(spec, c); err != nil {
+		return nil, err
+	}
+	for _, limit := range []struct {
+		key, variable string
+		value         uint64
+	}{
+		{"limits.flows", bpfVarMaxFlowsPerAttachment, c.MaxFlows},
+		{"dns.max_flow", bpfVarMaxFlowTcp, nanoseconds(c.MaxFlowTCP)},
+		{"dns.max_flow", bpfVarMaxFlowOther, nanoseconds(c.MaxFlowOther)},
+		{"kernel tick", bpfVarTick, nanoseconds(tick())},
+	} {
+		if limit.value == 0 {
+			continue // what the programs come with
+		}
+		if err := spec.Variables[limit.variable].Set(limit.value); err != nil {
+			return nil, fmt.Errorf("%s: %w", limit.key, err)
+		}
+	}
+	c.shrink(spec)
+	return spec, nil
 }
 
 func nanoseconds(d time.Duration) uint64 { return uint64(max(d, 0)) }
@@ -157,7 +166,7 @@ func (d *Datapath) adopt() error {
 			continue
 		}
 		id := uuid.UUID(r.Id).String()
-		a := &attachment{index: index, record: r, word: words[i]}
+		a := &attachment{index: index, record: r, word: words[i], intact: time.Now()}
 		if _, err := os.Stat(d.pins.attached(id)); errors.Is(err, fs.ErrNotExist) {
 			d.log.Info("unfinished attachment removed", "attachment", id)
 			if err := d.forget(a); err != nil {

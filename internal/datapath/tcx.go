@@ -3,6 +3,12 @@
 package datapath
 
 import (
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/netfence/netfence/internal/target"
@@ -17,4 +23,54 @@ func (x tcx) hold(h hook, dir string, t target.Target) error {
 		Interface: t.Ifindex, Program: h.program, Attach: h.attach, Anchor: link.Head(),
 	})
 	return x.pin(h, dir, l, err)
+}
+
+// watch asks the kernel which programs run on the device; their order is the answer's.
+func (x tcx) watch(h hook, _ string, r bpfAttachment, _ target.Target) error {
+	on, err := link.QueryPrograms(link.QueryOptions{Target: int(r.Ifindex), Attach: h.attach})
+	if err != nil {
+		return vanished(err)
+	}
+	for i, p := range on.Programs {
+		mine, err := x.ours.has(p.ID)
+		switch {
+		case err != nil:
+			return err
+		case mine && i == 0:
+			return nil
+		case mine:
+			return errBehind
+		}
+	}
+	return fs.ErrNotExist
+}
+
+// lead attaches twin at the head, gives its link the old one's pin, and only then ends
+// the old one: the kernel takes no program twice. Then the twin gives way too.
+func (x tcx) lead(h hook, dir, pending string, twin *ebpf.Program, r bpfAttachment) error {
+	old, err := x.open(h, dir, r)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	before, err := link.AttachTCX(link.TCXOptions{Interface: int(r.Ifindex), Program: twin, Attach: h.attach, Anchor: link.Head()})
+	if err != nil {
+		return fmt.Errorf("link %s: %w", h.name, vanished(err))
+	}
+	defer before.Close()
+	if err := before.Pin(h.pin(pending)); err != nil {
+		return fmt.Errorf("pin link %s: %w", h.name, err)
+	}
+	if err := os.Rename(h.pin(pending), h.pin(dir)); err != nil {
+		return fmt.Errorf("pin link %s: %w", h.name, err)
+	}
+	if err := old.Detach(); err != nil {
+		return fmt.Errorf("detach link %s: %w", h.name, err)
+	}
+	return before.Update(h.program)
+}
+
+func hasInterface(ifindex int) bool {
+	_, err := net.InterfaceByIndex(ifindex)
+	return err == nil
 }
