@@ -171,7 +171,7 @@ func (d *daemon) assemble(version string) error {
 
 // stages are what runs, the foundations first.
 func (d *daemon) stages() []stage {
-	t := &targets{store: d.store, watcher: d.watcher, log: d.log}
+	t := &targets{store: d.store, watcher: d.watcher, log: d.log, watched: make(map[string]target.Target)}
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},

@@ -27,10 +27,9 @@ func (t *targets) run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	go func() { failed <- t.watcher.Run(ctx) }()
 	for {
-		changed := t.store.Changed()
-		t.follow()
 		select {
-		case <-changed:
+		case <-t.store.Moved():
+			t.follow(t.store.TakeMoved())
 		case event, ok := <-t.watcher.Events():
 			if !ok {
 				return <-failed
@@ -46,27 +45,27 @@ func (t *targets) run(ctx context.Context) error {
 }
 
 // follow removes what is gone, then adds what was attached: a target that was detached and attached again has two ids
-// and is one object to the watcher.
-func (t *targets) follow() {
-	held := make(map[string]target.Target)
-	for _, a := range t.store.List() {
-		if a.Removing == state.ReasonNone {
-			held[a.ID] = a.Target
-		}
-	}
-	for id, watched := range t.watched {
-		if _, ok := held[id]; !ok {
-			t.watcher.Remove(watched)
-		}
-	}
-	for id, attached := range held {
-		if watched, ok := t.watched[id]; ok {
-			held[id] = watched // the watcher follows renames by itself
+// and is one object to the watcher. It looks at what moved alone, or ten thousand attaches would each look at all.
+func (t *targets) follow(moved []string) {
+	var came []state.Attachment
+	for _, id := range moved {
+		a, _, err := t.store.Get(id)
+		if err == nil && a.Removing == state.ReasonNone {
+			came = append(came, a)
 			continue
 		}
-		t.watcher.Add(attached)
+		if watched, ok := t.watched[id]; ok {
+			t.watcher.Remove(watched)
+			delete(t.watched, id)
+		}
 	}
-	t.watched = held
+	for _, a := range came {
+		if _, ok := t.watched[a.ID]; ok {
+			continue // the watcher follows renames by itself
+		}
+		t.watcher.Add(a.Target)
+		t.watched[a.ID] = a.Target
+	}
 }
 
 // report finds the attachment of an event's target. One that was detached meanwhile is nobody's.

@@ -177,7 +177,7 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.attachment, r.compiled, r.last = a, compiled, next.Revision
-	s.soil(a.ID)
+	s.dirty.add(a.ID)
 	s.notify(r)
 	return next.Revision, nil
 }
@@ -269,7 +269,8 @@ func (s *Store) amend(id string, change func(*Attachment) error) error {
 	defer s.mu.Unlock()
 	r.attachment = a
 	if a.Removing != before {
-		s.soil(id)
+		s.dirty.add(id)
+		s.moved.add(id)
 	}
 	s.notify(r)
 	return nil

@@ -26,19 +26,26 @@ type Desired struct {
 
 // Dirty returns the channel that has a token when TakeDirty has ids. It has one
 // reader.
-func (s *Store) Dirty() <-chan struct{} { return s.wake }
+func (s *Store) Dirty() <-chan struct{} { return s.dirty.wake }
 
 // TakeDirty returns the attachments that changed since it was last called, and
 // after Open all, in no order.
 func (s *Store) TakeDirty() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ids := make([]string, 0, len(s.dirty))
-	for id := range s.dirty {
-		ids = append(ids, id)
-	}
-	clear(s.dirty)
-	return ids
+	return s.dirty.take()
+}
+
+// Moved returns the channel that has a token when TakeMoved has ids. It has one
+// reader.
+func (s *Store) Moved() <-chan struct{} { return s.moved.wake }
+
+// TakeMoved returns the attachments that came, or are on their way out, since it
+// was last called, and after Open all, in no order. Some may be gone by now.
+func (s *Store) TakeMoved() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.moved.take()
 }
 
 // Desired returns what is desired of id now, or ErrNotFound.
@@ -140,7 +147,7 @@ func (s *Store) Refused(d Desired, why error) (back bool, err error) {
 		r.healedBy = r.last + 1
 		r.attachment, r.compiled = a, nil
 		if r.applied == 0 { // known from the file only
-			s.soil(d.ID)
+			s.dirty.add(d.ID)
 		}
 	}
 	s.notify(r)

@@ -42,8 +42,8 @@ func Open(path, bootID string, opts Options) (*Store, error) {
 		records:  make(map[string]*record),
 		byKey:    make(map[string]*record),
 		byTarget: make(map[target.Target]*record),
-		dirty:    make(map[string]struct{}),
-		wake:     make(chan struct{}, 1),
+		dirty:    newMarks(),
+		moved:    newMarks(),
 		changed:  make(chan struct{}),
 		gone:     make(map[string]grave),
 	}

@@ -44,11 +44,38 @@ type Store struct {
 	order    []*record // by AttachedAt, then ID
 	byKey    map[string]*record
 	byTarget map[target.Target]*record // by identity, see there
-	dirty    map[string]struct{}
-	wake     chan struct{} // one token: dirty is not empty
-	changed  chan struct{} // closed and replaced at every change
+	dirty    marks                     // for the reconciler
+	moved    marks                     // that came or are to go: for who watches targets
+	changed  chan struct{}             // closed and replaced at every change
 	gone     map[string]grave
 	buried   uint64 // graves so far: their order
+}
+
+// marks are attachments that one reader has yet to look at.
+type marks struct {
+	ids  map[string]struct{}
+	wake chan struct{} // one token: ids is not empty
+}
+
+func newMarks() marks {
+	return marks{ids: make(map[string]struct{}), wake: make(chan struct{}, 1)}
+}
+
+func (m *marks) add(id string) {
+	m.ids[id] = struct{}{}
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *marks) take() []string {
+	ids := make([]string, 0, len(m.ids))
+	for id := range m.ids {
+		ids = append(ids, id)
+	}
+	clear(m.ids)
+	return ids
 }
 
 // grave is a tombstone and its place in the order of removal.
@@ -150,7 +177,8 @@ func (s *Store) insert(r *record) {
 		s.byKey[a.Key] = r
 	}
 	s.byTarget[identity(a.Target)] = r
-	s.soil(a.ID)
+	s.dirty.add(a.ID)
+	s.moved.add(a.ID)
 }
 
 // bury replaces a record by its tombstone. mu is held.
@@ -162,7 +190,7 @@ func (s *Store) bury(r *record) {
 	}
 	delete(s.byKey, a.Key)
 	delete(s.byTarget, identity(a.Target))
-	delete(s.dirty, a.ID)
+	delete(s.dirty.ids, a.ID)
 	s.notify(r)
 	if a.OwnPolicy {
 		return // who reads graves was never told that it was there
@@ -178,15 +206,6 @@ func (s *Store) bury(r *record) {
 	}
 	s.gone[a.ID] = grave{Tombstone{a.ID, a.Target, a.Removing, a.ReasonText}, s.buried}
 	s.buried++
-}
-
-// soil marks an attachment for the reconciler. mu is held.
-func (s *Store) soil(id string) {
-	s.dirty[id] = struct{}{}
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
 }
 
 // notify wakes those who wait for r and those who wait for anything. mu is held.

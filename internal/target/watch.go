@@ -69,8 +69,10 @@ type Watcher struct {
 	indexes map[int]key       // interfaces by index
 	parents map[int32]*parent // by inotify watch descriptor
 	// pending holds what the reader of events has not taken yet, the latest for
-	// each target, so that neither memory nor facts are lost if it is slow.
+	// each target, so that neither memory nor facts are lost if it is slow. order
+	// is that of what came; some of it may have been taken back.
 	pending map[key]Event
+	order   []key
 	// doubtful are those that Run has to look at.
 	doubtful map[key]bool
 	lost     bool // messages, by the kernel: all are doubtful
@@ -218,8 +220,11 @@ func (w *Watcher) deliver(ctx context.Context) {
 func (w *Watcher) next() (Event, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, e := range w.pending {
-		return e, true
+	for len(w.order) > 0 {
+		if e, ok := w.pending[w.order[0]]; ok {
+			return e, true
+		}
+		w.order = w.order[1:]
 	}
 	return Event{}, false
 }
@@ -236,7 +241,16 @@ func (w *Watcher) delivered(e Event) {
 func (w *Watcher) takeDoubtful() []Target {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	doubtful := w.collect(func(k key, _ *watched) bool { return w.lost || w.doubtful[k] })
+	var doubtful []Target
+	if w.lost {
+		doubtful = w.collect(func(key, *watched) bool { return true })
+	} else {
+		for k := range w.doubtful { // and not all: each Add comes here
+			if e := w.watched[k]; e != nil {
+				doubtful = append(doubtful, e.target)
+			}
+		}
+	}
 	w.lost = false
 	clear(w.doubtful)
 	return doubtful
@@ -302,7 +316,7 @@ func (w *Watcher) removed(k key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if e, ok := w.watched[k]; ok {
-		w.pending[k] = Event{Removed, e.target}
+		w.report(k, Event{Removed, e.target})
 		w.forget(k)
 		w.signal()
 	}
@@ -319,8 +333,16 @@ func (w *Watcher) seen(now Target) {
 	}
 	now.Direction = e.target.Direction
 	e.target = now
-	w.pending[k] = Event{Renamed, now}
+	w.report(k, Event{Renamed, now})
 	w.signal()
+}
+
+// report has the event delivered, in place of one that nobody has taken. mu is held.
+func (w *Watcher) report(k key, e Event) {
+	if _, ok := w.pending[k]; !ok {
+		w.order = append(w.order, k)
+	}
+	w.pending[k] = e
 }
 
 // forget drops a target from every index. mu is held.

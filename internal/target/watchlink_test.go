@@ -47,6 +47,17 @@ func rename(to string) func(netlink.Link) error {
 	return func(link netlink.Link) error { return netlink.LinkSetName(link, to) }
 }
 
+func moveTo(ns *testenv.NS) func(netlink.Link) error {
+	return func(link netlink.Link) error {
+		fd, err := unix.Open(ns.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return netlink.LinkSetNsFd(link, fd)
+	}
+}
+
 func TestWatchInterfaces(t *testing.T) {
 	testenv.Require(t, testenv.Root)
 	elsewhere := testenv.NewNS(t)
@@ -71,14 +82,13 @@ func TestWatchInterfaces(t *testing.T) {
 			})
 		},
 		"moved to another namespace": func(t *testing.T, host *testenv.NS) {
-			edit(t, host, "veth1", func(link netlink.Link) error {
-				fd, err := unix.Open(elsewhere.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-				if err != nil {
-					return err
-				}
-				defer unix.Close(fd)
-				return netlink.LinkSetNsFd(link, fd)
-			})
+			edit(t, host, "veth1", moveTo(elsewhere))
+		},
+		// Back with its old index it looks the same, and had no filter of ours meanwhile.
+		"moved to another namespace and back": func(t *testing.T, host *testenv.NS) {
+			away := testenv.NewNS(t)
+			edit(t, host, "veth1", moveTo(away))
+			edit(t, away, "veth1", moveTo(host))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
