@@ -14,6 +14,25 @@
 #define LOOPBACK_IFINDEX 1 /* the same in every namespace */
 
 /*
+ * protected_socket is the socket of the daemon that p would reach, or NULL, as far
+ * as the address tells; whether this is its namespace is for the caller to ask.
+ */
+static __always_inline struct protected_socket *protected_socket(const struct packet *p)
+{
+	struct protected_socket *socket;
+	__u32 key = 0;
+
+	if (p->protocol != IPPROTO_TCP || p->portless)
+		return NULL;
+	socket = bpf_map_lookup_elem(&nf_protected, &key);
+	if (!socket || p->dst_port != socket->port)
+		return NULL;
+	if (!is_unspecified(&socket->address) && !same_address(&socket->address, &p->dst))
+		return NULL;
+	return socket;
+}
+
+/*
  * receiver is the socket that would get p if it came from src_port, or NULL.
  * The caller releases it.
  */

@@ -248,6 +248,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_dns SEC(".maps");
 
+/* Index 0: the metrics. Changed only before the socket listens. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct protected_socket);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_protected SEC(".maps");
+
 /* Whom the sockets of cgroups believe to ask. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -219,6 +219,7 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 {
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
 	struct learning learning = learning_of(identity, word);
+	struct protected_socket *protected;
 	enum reason reason = REASON_NONE;
 
 	if (!identity)
@@ -232,6 +233,9 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 		__builtin_memset(p, 0, sizeof(*p));
 		reason = parse_network(skb, skb->protocol, 0, p);
 	}
+	protected = loopback && !reason ? protected_socket(p) : NULL;
+	if (protected && protected->netns == netns_cookie(skb))
+		return REASON_PROTECTED;
 	if (!reason && in_dns_range(&p->dst)) {
 		reason = dns_packet(skb, identity, word, p);
 		if (!reason) /* where nobody listens any more, somebody else may by now */

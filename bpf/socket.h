@@ -18,6 +18,21 @@ static __always_inline enum reason socket_verdict(struct learning *learning, str
 }
 
 /*
+ * Another namespace has a lo of its own. An address that is not a loopback one, and
+ * that the daemon listens on, is the host's wherever the workload is.
+ */
+static __always_inline int connects_to_protected(struct bpf_sock_addr *ctx, const struct packet *p)
+{
+	struct protected_socket *protected = protected_socket(p);
+
+	if (!protected)
+		return 0;
+	if (is_loopback(&p->dst) || is_unspecified(&p->dst))
+		return protected->netns == bpf_get_netns_cookie(ctx);
+	return same_address(&protected->address, &p->dst);
+}
+
+/*
  * early_verdict refuses at connect and sendmsg what the packets would be
  * refused for. Only TCP and UDP: other protocols have no ports here, and their
  * packets are judged anyway. Nothing is known yet of the device, so whatever
@@ -45,6 +60,8 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, struct addre
 		reason = REASON_UNATTACHED;
 	else if (dns == DNS_REFUSED)
 		reason = in_dns_range(to) ? REASON_PROTECTED : REASON_DNS;
+	else if (connects_to_protected(ctx, &p))
+		reason = REASON_PROTECTED;
 	else if (dns == DNS_NOT_OURS)
 		reason = socket_verdict(&learning, &p);
 	if (reason == REASON_NO_RULE && datagram && word & WORD_DNS &&

@@ -180,7 +180,15 @@ enum reason {
 	REASON_DNS, /* a query that was not intercepted */
 	REASON_GUARD, /* the guard denies it, in every mode */
 	REASON_SOURCE, /* the source, or what ARP or neighbour discovery claims, is not the workload's */
-	REASON_PROTECTED, /* the daemon's own: somebody else's DNS address, in every mode */
+	REASON_PROTECTED, /* the daemon's own: its metrics, or somebody else's DNS address, in every mode */
+};
+
+/* A socket of the daemon that no workload is to reach. */
+struct protected_socket {
+	struct address address; /* zero: every address of the host */
+	__u64 netns; /* cookie of the namespace that it is in */
+	__u32 port; /* TCP; 0: there is none */
+	__u32 pad;
 };
 
 /*

@@ -5,7 +5,7 @@
 // Every key of the file is also an environment variable: NETFENCE_ and the key in capitals, "_" for ".". An unknown
 // key is refused with the nearest known one, because a misspelt key that is silently ignored leaves a machine less
 // protected than its operator believes. For the same reason a key that promises protection this release does not give
-// (guard, strict, control_plane.tls) is refused; a key that merely tunes what comes later is stored, with a warning.
+// (guard, strict, control_plane.tls) is refused.
 package config
 
 import (

@@ -13,8 +13,6 @@ type status uint8
 
 const (
 	inForce status = iota
-	// deferred keys are checked and stored; what they tune is not there yet, so setting one is warned about.
-	deferred
 	// ignored keys belong to the published daemon and mean nothing to this one.
 	ignored
 )
@@ -76,8 +74,8 @@ var keys = []key{
 	{name: "limits.metadata_bytes", set: count(func(c *Config) *int { return &c.Limits.MetadataBytes })},
 
 	{name: "events.rate", set: setEventRate},
-	{name: "metrics.listen", status: deferred, set: setMetricsListen},
-	{name: "metrics.per_attachment", status: deferred, set: boolean(func(c *Config) *bool { return &c.Metrics.PerAttachment })},
+	{name: "metrics.listen", set: setMetricsListen},
+	{name: "metrics.per_attachment", set: boolean(func(c *Config) *bool { return &c.Metrics.PerAttachment })},
 }
 
 func keyNames() []string {
@@ -113,8 +111,6 @@ func (k key) apply(c *Config, v value) error {
 		return err
 	}
 	switch k.status {
-	case deferred:
-		c.Warnings = append(c.Warnings, k.name+" has no effect yet")
 	case ignored:
 		c.Warnings = append(c.Warnings, k.name+" is ignored: this daemon needs no DNS address or port range")
 	case inForce:

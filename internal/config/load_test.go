@@ -138,9 +138,6 @@ metrics: {listen: "127.0.0.1:9100", per_attachment: true}
 				}
 				c.Events.Rate = 5
 				c.Metrics = Metrics{Listen: "127.0.0.1:9100", PerAttachment: true}
-				for _, name := range []string{"metrics.listen", "metrics.per_attachment"} {
-					c.Warnings = append(c.Warnings, name+" has no effect yet")
-				}
 			},
 		},
 		{

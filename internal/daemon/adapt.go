@@ -42,11 +42,15 @@ func (f filter) Detach(id string) error {
 // counters are the kernel's and the DNS server's in the words of the local API.
 func (d *daemon) counters(id string) (localapi.Counters, bool) {
 	c, ok := d.read(id)
-	answered, refused := d.dns.server.Counts(id)
+	return inWords(c, d.dns.server.Counts(id)), ok
+}
+
+func inWords(c datapath.Counters, queries dnsproxy.Counts) localapi.Counters {
 	return localapi.Counters{
 		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped,
-		DNSQueriesAllowed: answered, DNSQueriesBlocked: refused, Drops: c.Drops, WouldDeny: c.WouldDeny, FlowsUnnoted: c.FlowsUnnoted,
-	}, ok
+		Drops: c.Drops, WouldDeny: c.WouldDeny, FlowsUnnoted: c.FlowsUnnoted,
+		DNSQueriesAllowed: queries.Allowed, DNSQueriesBlocked: queries.Blocked, DNSQueriesWouldDeny: queries.WouldDeny,
+	}
 }
 
 // totals are the sums over the attachments that there are.
@@ -55,16 +59,11 @@ func (d *daemon) totals() (localapi.Counters, error) {
 	if err != nil {
 		return localapi.Counters{}, err
 	}
-	c := census.Sum()
-	totals := localapi.Counters{
-		PacketsAllowed: c.PacketsAllowed, PacketsBlocked: c.PacketsDropped, Drops: c.Drops, FlowsUnnoted: c.FlowsUnnoted,
-	}
+	var queries dnsproxy.Counts
 	for id := range census.Counters {
-		answered, refused := d.dns.server.Counts(id)
-		totals.DNSQueriesAllowed += answered
-		totals.DNSQueriesBlocked += refused
+		queries.Add(d.dns.server.Counts(id))
 	}
-	return totals, nil
+	return inWords(census.Sum(), queries), nil
 }
 
 // heartbeat is the same in the words of the control client.

@@ -73,6 +73,11 @@ func (p *controlPlane) Subscribe(ctx context.Context, id string) error {
 	return err
 }
 
+// stateNames are those of the metrics.
+var stateNames = map[controlclient.State]string{
+	controlclient.Disconnected: "disconnected", controlclient.Connecting: "connecting", controlclient.Connected: "connected",
+}
+
 var connectionStates = map[controlclient.State]netfencev1.ConnectionState{
 	controlclient.Disconnected: netfencev1.ConnectionState_CONNECTION_STATE_DISCONNECTED,
 	controlclient.Connecting:   netfencev1.ConnectionState_CONNECTION_STATE_CONNECTING,

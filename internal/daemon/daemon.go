@@ -46,6 +46,7 @@ type daemon struct {
 	watcher  *target.Watcher
 	hub      *events.Hub
 	dns      dns
+	metrics  net.Listener // nil: off
 
 	control    *controlPlane
 	reconciler *reconciler.Reconciler
@@ -66,7 +67,7 @@ func Run(ctx context.Context, c *config.Config, version string, logTo io.Writer)
 	if err := d.assemble(version); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	return runStages(ctx, d.stages(), func() {
+	return runStages(ctx, d.stages(version), func() {
 		log.Info("started", "version", version, "socket", c.Socket, "attachments", d.store.Len())
 		d.notify("READY=1")
 		context.AfterFunc(ctx, func() { d.notify("STOPPING=1") })
@@ -104,6 +105,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err = d.openDNS(); err != nil {
+		return err
+	}
+	if err = d.openMetrics(ctx); err != nil {
 		return err
 	}
 	d.watcher, err = target.NewWatcher(d.log)
@@ -170,7 +174,7 @@ func (d *daemon) assemble(version string) error {
 }
 
 // stages are what runs, the foundations first.
-func (d *daemon) stages() []stage {
+func (d *daemon) stages(version string) []stage {
 	t := &targets{store: d.store, watcher: d.watcher, log: d.log, watched: make(map[string]target.Target)}
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
@@ -180,6 +184,9 @@ func (d *daemon) stages() []stage {
 	}
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})
+	}
+	if d.metrics != nil {
+		stages = append(stages, stage{"metrics", d.caughtUp(func(ctx context.Context) error { return d.serveMetrics(ctx, version) })})
 	}
 	return append(stages,
 		stage{"control plane", d.caughtUp(d.control.client.Run)},
@@ -228,7 +235,7 @@ func (d *daemon) close() error {
 	if d.watcher != nil {
 		errs = append(errs, d.watcher.Close())
 	}
-	errs = append(errs, d.dns.close())
+	errs = append(errs, d.dns.close(), d.closeMetrics())
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.Close())
 	}

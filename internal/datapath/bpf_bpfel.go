@@ -316,6 +316,17 @@ type bpfPrefix struct {
 	}
 }
 
+type bpfProtectedSocket struct {
+	_       structs.HostLayout
+	Address struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Netns uint64
+	Port  uint32
+	Pad   uint32
+}
+
 type bpfReason uint32
 
 const (
@@ -421,6 +432,7 @@ const (
 	bpfMapNfMeta                = "nf_meta"
 	bpfMapNfNames               = "nf_names"
 	bpfMapNfPasses              = "nf_passes"
+	bpfMapNfProtected           = "nf_protected"
 	bpfMapNfRulings             = "nf_rulings"
 	bpfMapNfSlots               = "nf_slots"
 	bpfMapNfSources             = "nf_sources"
@@ -546,6 +558,7 @@ type bpfMapSpecs struct {
 	NfMeta            *ebpf.MapSpec `ebpf:"nf_meta"`
 	NfNames           *ebpf.MapSpec `ebpf:"nf_names"`
 	NfPasses          *ebpf.MapSpec `ebpf:"nf_passes"`
+	NfProtected       *ebpf.MapSpec `ebpf:"nf_protected"`
 	NfRulings         *ebpf.MapSpec `ebpf:"nf_rulings"`
 	NfSlots           *ebpf.MapSpec `ebpf:"nf_slots"`
 	NfSources         *ebpf.MapSpec `ebpf:"nf_sources"`
@@ -607,6 +620,7 @@ type bpfMaps struct {
 	NfMeta            *ebpf.Map `ebpf:"nf_meta"`
 	NfNames           *ebpf.Map `ebpf:"nf_names"`
 	NfPasses          *ebpf.Map `ebpf:"nf_passes"`
+	NfProtected       *ebpf.Map `ebpf:"nf_protected"`
 	NfRulings         *ebpf.Map `ebpf:"nf_rulings"`
 	NfSlots           *ebpf.Map `ebpf:"nf_slots"`
 	NfSources         *ebpf.Map `ebpf:"nf_sources"`
@@ -638,6 +652,7 @@ func (m *bpfMaps) Close() error {
 		m.NfMeta,
 		m.NfNames,
 		m.NfPasses,
+		m.NfProtected,
 		m.NfRulings,
 		m.NfSlots,
 		m.NfSources,

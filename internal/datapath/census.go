@@ -38,8 +38,10 @@ func (c *Counters) Add(other Counters) {
 	c.BytesAllowed += other.BytesAllowed
 	c.PacketsDropped += other.PacketsDropped
 	c.BytesDropped += other.BytesDropped
+	c.PacketsWouldDeny += other.PacketsWouldDeny
 	c.FlowsUnnoted += other.FlowsUnnoted
 	addTo(&c.Drops, other.Drops)
+	addTo(&c.WouldDeny, other.WouldDeny)
 }
 
 func addTo(sums *map[string]uint64, counts map[string]uint64) {
@@ -107,6 +109,14 @@ func (d *Datapath) count(known map[string]*attachment) (Census, error) {
 	err = readFirst(d.bpf.NfDrops, end*maxReasons, 1, func(at uint32, n []uint64) {
 		if n[0] > 0 {
 			verdicts[at/maxReasons].addDrops(at%maxReasons, n[0])
+		}
+	})
+	if err != nil {
+		return census, err
+	}
+	err = readFirst(d.bpf.NfAudited, end*maxReasons, 1, func(at uint32, n []uint64) {
+		if n[0] > 0 {
+			verdicts[at/maxReasons].addAudited(at%maxReasons, n[0])
 		}
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -33,6 +35,9 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_SOURCE:            "source",
 	bpfReasonREASON_PROTECTED:         "protected",
 }
+
+// Reasons are all for which a packet is dropped, as Counters has them.
+func Reasons() []string { return slices.Sorted(maps.Values(reasons)) }
 
 // Counters of an attachment since it was attached. Connections and datagrams
 // that are refused with EPERM before there is a packet count as one dropped
@@ -121,10 +126,15 @@ func (c *Counters) addDrops(at uint32, n uint64) {
 		return
 	}
 	if name, ok := reasons[bpfReason(at)]; ok {
-		if c.Drops == nil {
-			c.Drops = make(map[string]uint64)
-		}
-		c.Drops[name] += n
+		addTo(&c.Drops, map[string]uint64{name: n})
+	}
+}
+
+// addAudited adds n, which is an entry of nf_audited.
+func (c *Counters) addAudited(at uint32, n uint64) {
+	if name, ok := reasons[bpfReason(at)]; ok {
+		c.PacketsWouldDeny += n
+		addTo(&c.WouldDeny, map[string]uint64{name: n})
 	}
 }
 

@@ -40,12 +40,12 @@ func TestAllowed(t *testing.T) {
 		!slices.Equal(d.Learned, addrs("192.0.2.1", "192.0.2.2")) {
 		t.Errorf("decision: %+v", d)
 	}
-	if allowed, blocked := w.Counts("a"); allowed != 1 || blocked != 0 {
-		t.Errorf("counts: %d, %d", allowed, blocked)
+	if c := w.Counts("a"); c != (Counts{Allowed: 1}) {
+		t.Errorf("counts: %+v", c)
 	}
 	w.Forget("a")
-	if allowed, blocked := w.Counts("a"); allowed+blocked != 0 {
-		t.Errorf("counts of the forgotten: %d, %d", allowed, blocked)
+	if c := w.Counts("a"); c != (Counts{}) {
+		t.Errorf("counts of the forgotten: %+v", c)
 	}
 }
 
@@ -164,8 +164,8 @@ func TestChain(t *testing.T) {
 	}
 	w.ask(t, "c.example", dns.TypeA)
 	for id, want := range map[string][2]uint64{"a": {0, 0}, "b": {1, 1}, "c": {1, 1}} {
-		if allowed, blocked := w.Counts(id); allowed != want[0] || blocked != want[1] {
-			t.Errorf("counts of %s: %d, %d, want %v", id, allowed, blocked, want)
+		if c := w.Counts(id); c.Allowed != want[0] || c.Blocked != want[1] {
+			t.Errorf("counts of %s: %+v, want %v", id, c, want)
 		}
 	}
 	if got := w.seen()[3].Decision.Reason; got != "an enclosing attachment: no rule allows c.example" {
@@ -198,7 +198,7 @@ func TestDisabled(t *testing.T) {
 	if taught := w.kernel.taught(); len(taught) != 0 {
 		t.Errorf("taught: %+v", taught)
 	}
-	if allowed, _ := w.Counts("a"); allowed != 3 {
+	if allowed := w.Counts("a").Allowed; allowed != 3 {
 		t.Errorf("%d allowed", allowed)
 	}
 }

@@ -14,11 +14,28 @@ import (
 // incidentEvery is how often one kind of incident of an attachment is told.
 const incidentEvery = time.Minute
 
+// Counts are queries. WouldDeny are among the allowed: rules refuse them, and
+// were in audit.
+type Counts struct{ Allowed, Blocked, WouldDeny uint64 }
+
+// Add adds those of another attachment.
+func (c *Counts) Add(other Counts) {
+	c.Allowed += other.Allowed
+	c.Blocked += other.Blocked
+	c.WouldDeny += other.WouldDeny
+}
+
 // ledger holds what is counted for attachments.
-type ledger struct{ accounts sync.Map } // id → *account
+type ledger struct {
+	accounts sync.Map // id → *account
+
+	// mu has an account end and its counts be added to ended in one step.
+	mu    sync.Mutex
+	ended Counts
+}
 
 type account struct {
-	allowed, blocked atomic.Uint64
+	allowed, blocked, wouldDeny atomic.Uint64
 
 	mu   sync.Mutex
 	told map[string]time.Time // by kind of incident
@@ -38,15 +55,36 @@ func (s *Server) account(m datapath.Member) *account {
 	return a.(*account)
 }
 
-func (l *ledger) counts(id string) (allowed, blocked uint64) {
-	a, ok := l.accounts.Load(id)
-	if !ok {
-		return 0, 0
-	}
-	return a.(*account).allowed.Load(), a.(*account).blocked.Load()
+func (a *account) counts() Counts {
+	return Counts{Allowed: a.allowed.Load(), Blocked: a.blocked.Load(), WouldDeny: a.wouldDeny.Load()}
 }
 
-func (l *ledger) forget(id string) { l.accounts.Delete(id) }
+func (l *ledger) counts(id string) Counts {
+	a, ok := l.accounts.Load(id)
+	if !ok {
+		return Counts{}
+	}
+	return a.(*account).counts()
+}
+
+func (l *ledger) all() (counts map[string]Counts, ended Counts) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts = make(map[string]Counts)
+	l.accounts.Range(func(id, a any) bool {
+		counts[id.(string)] = a.(*account).counts()
+		return true
+	})
+	return counts, l.ended
+}
+
+func (l *ledger) forget(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.accounts.LoadAndDelete(id); ok {
+		l.ended.Add(a.(*account).counts())
+	}
+}
 
 func (a *account) mayTell(kind string, now time.Time) bool {
 	a.mu.Lock()

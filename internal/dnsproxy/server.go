@@ -46,7 +46,11 @@ func New(o Options) (*Server, error) {
 
 // Counts returns how many queries of an attachment were allowed, and how many
 // were not, be it for a rule or because something that deciding needs failed.
-func (s *Server) Counts(id string) (allowed, blocked uint64) { return s.ledger.counts(id) }
+func (s *Server) Counts(id string) Counts { return s.ledger.counts(id) }
+
+// AllCounts returns those of all attachments that have asked, and the sum over
+// those that are gone: with it, what all together have counted never becomes less.
+func (s *Server) AllCounts() (counts map[string]Counts, ended Counts) { return s.ledger.all() }
 
 // Forget drops what is kept about an attachment that is gone.
 func (s *Server) Forget(id string) { s.ledger.forget(id) }

@@ -28,6 +28,30 @@ type Hub struct {
 	subscriptions map[*Subscription]struct{}
 	decisions     limiter
 	closed        bool
+	counts        Counts
+}
+
+// Counts are the events that were published, and those that nobody was told of:
+// they were more than the rate of their attachment, or than the kernel had room for.
+type Counts struct{ Flows, Decisions, Incidents, Lost uint64 }
+
+// Counts counts since the hub was made.
+func (h *Hub) Counts() Counts {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.counts
+}
+
+func (c *Counts) add(e Event) {
+	switch {
+	case e.Flow != nil:
+		c.Flows++
+	case e.Decision != nil:
+		c.Decisions++
+	case e.Incident != nil:
+		c.Incidents++
+	}
+	c.Lost += e.Lost
 }
 
 // NewHub returns a hub that passes on, for each attachment, rate DNS decisions a
@@ -52,6 +76,7 @@ func (h *Hub) Publish(e Event) {
 	if e.Decision != nil && !h.decisions.allow(e.Attachment, h.now()) {
 		e = Event{Time: e.Time, Attachment: e.Attachment, Lost: 1}
 	}
+	h.counts.add(e)
 	for s := range h.subscriptions {
 		s.put(e)
 	}

@@ -154,6 +154,14 @@ func TestDecisionsAreLimitedByAttachment(t *testing.T) {
 	if got, lost := flood("b", 3); got != 3 || lost != 0 {
 		t.Errorf("b pays for a: %d and %d lost", got, lost)
 	}
+	h.Publish(Event{Attachment: "a", Incident: &Incident{Kind: "names_limit"}})
+	h.Publish(Event{Attachment: "a", Lost: 2})
+	if got, lost := next(t, s); len(got) != 1 || lost != 2 {
+		t.Errorf("an incident and two lost ones: %+v, %d", got, lost)
+	}
+	if c := h.Counts(); c != (Counts{Decisions: 13, Incidents: 1, Lost: 17}) {
+		t.Errorf("counts: %+v", c)
+	}
 	now = now.Add(500 * time.Millisecond)
 	if got, lost := flood("a", 25); got != 5 || lost != 20 {
 		t.Errorf("half a second later: %d and %d lost, want 5 and 20", got, lost)

@@ -35,6 +35,7 @@ var table = map[string][]string{
 	"internal/datapath":      {"policy", "internal/target", "internal/events"},
 	"internal/dnsproxy":      {"policy", "internal/datapath", "internal/events"},
 	"internal/intercept":     {"internal/datapath", "internal/dnsproxy"},
+	"internal/metrics":       {"internal/datapath"},
 	"internal/confine":       {},
 	"internal/run":           {api, "internal/confine", "policy", "internal/policyfile", "internal/wire", "internal/config", "internal/target", "internal/events", "internal/datapath", "internal/dnsproxy", "internal/intercept"},
 	"internal/config":        {"policy", "internal/spelling"},

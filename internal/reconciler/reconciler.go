@@ -14,6 +14,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
@@ -54,6 +55,8 @@ type Reconciler struct {
 	opts   Options
 	log    *slog.Logger
 
+	failed, refused atomic.Uint64
+
 	mu       sync.Mutex
 	orphans  []string            // found at the start of Run
 	untried  map[string]struct{} // of what was desired then
@@ -80,6 +83,10 @@ func New(store *state.Store, kernel Kernel, opts Options) *Reconciler {
 	}
 	return &Reconciler{store: store, kernel: kernel, opts: opts, log: opts.Log, caughtUp: make(chan struct{})}
 }
+
+// Failures returns how many attempts failed that are made again, and how many
+// policies were refused for good.
+func (r *Reconciler) Failures() (failed, refused uint64) { return r.failed.Load(), r.refused.Load() }
 
 // CaughtUp returns a channel that is closed once everything that was desired
 // when Run began has been tried once: from then on the store knows what is in
@@ -165,6 +172,7 @@ func (r *Reconciler) reconcile(id string) error {
 		}
 	}
 	if err != nil {
+		r.failed.Add(1)
 		r.store.Failed(d, err)
 	}
 	return err
@@ -197,6 +205,7 @@ func (r *Reconciler) update(d state.Desired) error {
 		if storeErr != nil || !back {
 			return errors.Join(err, storeErr)
 		}
+		r.refused.Add(1)
 		r.log.Warn("policy refused by the kernel, what was in force stays",
 			"attachment", d.ID, "target", d.Target, "revision", d.Revision, "err", err)
 		return nil
