@@ -17,6 +17,8 @@ type Names struct {
 	Mode DNSMode
 	// Closed refuses every query: block-all.
 	Closed bool
+	// Audit: what is refused is answered all the same, and counted.
+	Audit bool
 	// Upstreams to ask; none: the daemon's.
 	Upstreams  []netip.AddrPort
 	Forward    []ZoneForward
@@ -39,14 +41,15 @@ type Grant struct {
 
 func (p *Policy) names(guard *Guard) *Names {
 	n := &Names{
-		Mode: p.DNS.Mode, Closed: p.Mode == ModeBlockAll,
+		Mode: p.DNS.Mode, Closed: p.Mode == ModeBlockAll, Audit: p.Audit,
 		Upstreams: p.DNS.Upstreams, Forward: p.DNS.Forward, RefuseWith: p.DNS.RefuseWith,
 		static: p, guard: guard,
 	}
 	switch p.Mode {
 	case ModeAllowlist, ModeDenylist, ModeDisabled:
+	case ModeBlockAll:
 	default: // an unknown mode is closed
-		n.Closed = true
+		n.Closed, n.Audit = true, false
 	}
 	if n.Closed || n.Mode == DNSDisabled || n.Mode == DNSProxy {
 		return n

@@ -16,12 +16,13 @@ import (
 
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/events"
-	"github.com/netfence/netfence/policy"
 )
 
 // maxStale is how often a query is decided anew because the policy changed
 // meanwhile. A policy that changes faster than that has no answer.
 const maxStale = 4
+
+const keptChanging = "the policy kept changing"
 
 // handle answers one message; nil: not at all.
 func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
@@ -33,22 +34,21 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	defer cancel()
 	var known asked
 	owner := s.owner(from.Index)
-	for range maxStale {
+	for try := range maxStale {
 		chain := s.Kernel.Chain(from.Index)
 		if len(chain) > 0 && chain[0].ID != owner {
 			return nil // whose query it was is detached, and somebody else has its index
 		}
 		r := s.decide(ctx, q, chain)
-		reply, err := s.answer(ctx, q, chain, r, &known)
+		reply, err := s.answer(ctx, q, chain, r, &known, try == maxStale-1)
 		if !errors.Is(err, datapath.ErrStale) {
 			return reply
 		}
 	}
-	const why = "the policy kept changing"
 	if chain := s.Kernel.Chain(from.Index); len(chain) > 0 {
-		s.tell(q, chain[0], false, why, nil)
+		s.tell(q, chain[0], blocked, keptChanging, nil)
 	}
-	return q.fail(extra{dns.ExtendedErrorCodeOther, why})
+	return q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging})
 }
 
 // asked is an upstream's answer, kept for when the query is decided anew.
@@ -58,7 +58,7 @@ type asked struct {
 }
 
 // answer acts on a ruling. An error is datapath.ErrStale.
-func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, r *ruling, known *asked) ([]byte, error) {
+func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, r *ruling, known *asked, last bool) ([]byte, error) {
 	switch {
 	case r.outcome == refused:
 		s.record(q, r, r.why)
@@ -80,19 +80,21 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 	}
 	if len(r.voices) == 0 {
 		s.note(q, chain, r, "")
-		return q.passOn(m), nil
+		return q.passOn(m, maxTTL), nil
+	}
+	if r.inert() {
+		return s.watch(q, chain, r, m, last)
 	}
 	f, err := filter(q, m, func(addr netip.Addr) bool { return s.permits(r, addr) })
 	if err != nil {
 		s.note(q, chain, r, err.Error())
 		return q.fail(extra{dns.ExtendedErrorCodeInvalidData, err.Error()}), nil
 	}
-	if by, why := r.cloaked(f); why != "" {
-		r.say(refused, by, why)
-		s.record(q, r, why)
-		return s.refuse(q, r.code, why), nil
+	if r.cloaked(f) {
+		s.record(q, r, r.why)
+		return s.refuse(q, r.code, r.why), nil
 	}
-	return s.teach(q, chain, r, m, f)
+	return s.teach(q, chain, r, m, f, last)
 }
 
 // ask returns the answer of the control plane, or of an upstream. It is the
@@ -125,33 +127,17 @@ func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.
 	return m, nil
 }
 
-// cloaked reports an alias that a deny rule names, where the question itself
-// was allowed only for want of a rule. A rule for the question says more than
-// one for where its owner has it hosted.
-func (r *ruling) cloaked(f *filtered) (by int, why string) {
-	for i := range r.voices {
-		v := &r.voices[i]
-		if v.ruled {
-			continue
-		}
-		for _, name := range f.aliases {
-			if d := v.Names.Decide(name); d.Action != policy.Allow {
-				return i, v.reasonAgainst(name, d) + ", of which it is an alias"
-			}
-		}
-	}
-	return 0, ""
-}
-
 // teach has the kernel learn the addresses of an answer, and only then makes
 // the message that holds them.
-func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered) ([]byte, error) {
-	life := min(max(time.Duration(f.ttl)*time.Second, s.MinTTL), s.MaxTTL)
+func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered, last bool) ([]byte, error) {
 	var lessons []datapath.Lesson
 	for i := range r.voices {
 		v := &r.voices[i]
+		if v.Names.Audit {
+			continue
+		}
 		if v.learned = s.lesson(v, f.addrs); len(v.learned) > 0 {
-			lessons = append(lessons, datapath.Lesson{Member: v.Member, Name: q.name, Grant: v.grant, Addrs: v.learned, TTL: life})
+			lessons = append(lessons, s.lessonOf(q, v, f))
 		}
 	}
 	if len(lessons) > 0 {
@@ -161,18 +147,21 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 			return s.unlearned(q, r, err), nil
 		}
 	}
+	if err := s.teachAudited(q, r, f, last); err != nil {
+		return nil, err
+	}
 	reply := q.reply(m.Rcode)
 	reply.AuthenticatedData = m.AuthenticatedData && !f.altered && !r.given && (q.msg.AuthenticatedData || q.do())
 	reply.Answer, reply.Ns = f.answer, f.authority
 	// A client may hold an address for as long as the kernel does and no longer:
 	// past MaxTTL it would connect to what is closed. The kernel's grace covers
 	// what passes between the answer's way and the client's clock.
-	q.adopt(reply, seconds(life))
+	q.adopt(reply, seconds(s.life(f)))
 
 	extras := explanations(m)
 	what := ""
 	if len(f.removed) > 0 {
-		what = fmt.Sprintf("removed %s from the answer: private, reserved or the host's own (a rule that allows the address, or private: true on the name's, lets it through)", f.removed[0])
+		what = "removed " + removed(f.removed[0])
 		extras = slices.Insert(extras, 0, extra{dns.ExtendedErrorCodeBlocked, "netfence " + what})
 		if len(f.addrs) == 0 && len(reply.Ns) == 0 {
 			reply.Ns = []dns.RR{q.soa()} // so that it is not asked again at once
@@ -182,8 +171,28 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 	return q.pack(reply, extras...), nil
 }
 
+// life is how long the addresses of an answer are learned for.
+func (s *Server) life(f *filtered) time.Duration {
+	return min(max(time.Duration(f.ttl)*time.Second, s.MinTTL), s.MaxTTL)
+}
+
+func (s *Server) lessonOf(q *query, v *voice, f *filtered) datapath.Lesson {
+	return datapath.Lesson{Member: v.Member, Name: q.name, Grant: v.grant, Addrs: v.learned, TTL: s.life(f)}
+}
+
+func removed(addr netip.Addr) string {
+	return fmt.Sprintf("%s from the answer: private, reserved or the host's own (a rule that allows the address, or private: true on the name's, lets it through)", addr)
+}
+
 // unlearned fails a query whose addresses the kernel did not take.
 func (s *Server) unlearned(q *query, r *ruling, err error) []byte {
+	text := s.notLearned(q, r, err)
+	s.tell(q, r.voices[0].Member, blocked, text+colon(err.Error()), nil)
+	return q.fail(extra{dns.ExtendedErrorCodeOther, text})
+}
+
+// notLearned makes an incident of it and says what is wrong.
+func (s *Server) notLearned(q *query, r *ruling, err error) string {
 	whose := r.voices[0].Member
 	kind, text := "learn_failed", "the addresses could not be learned"
 	var limit *datapath.LimitError
@@ -199,13 +208,12 @@ func (s *Server) unlearned(q *query, r *ruling, err error) []byte {
 		kind, text = "learned_full", "no room is left for learned addresses"
 	}
 	s.incident(whose, kind, fmt.Sprintf("%s: %v", q.name, err))
-	s.tell(q, r.voices[0].Member, false, text+colon(err.Error()), nil)
-	return q.fail(extra{dns.ExtendedErrorCodeOther, text})
+	return text
 }
 
 // passOn answers with what an upstream said, as it said it, to a client whose
-// queries nobody filters.
-func (q *query) passOn(m *dns.Msg) []byte {
+// queries nobody filters, for ttl at most.
+func (q *query) passOn(m *dns.Msg, ttl uint32) []byte {
 	reply := q.reply(m.Rcode)
 	reply.AuthenticatedData = m.AuthenticatedData && (q.msg.AuthenticatedData || q.do())
 	reply.Answer, reply.Ns = m.Answer, m.Ns
@@ -216,7 +224,7 @@ func (q *query) passOn(m *dns.Msg) []byte {
 			reply.Extra = append(reply.Extra, rr)
 		}
 	}
-	q.adopt(reply, maxTTL)
+	q.adopt(reply, ttl)
 	return q.pack(reply, explanations(m)...)
 }
 
@@ -255,16 +263,20 @@ func printable(r rune) rune {
 	return '?'
 }
 
-// note records an allowed query for everyone who was asked, or for the
+// note records a query that was answered for everyone who was asked, or for the
 // innermost member where nobody filters.
 func (s *Server) note(q *query, chain []datapath.Member, r *ruling, what string) {
 	if len(r.voices) == 0 {
-		s.tell(q, chain[0], true, "dns mode disabled"+colon(what), nil)
+		s.tell(q, chain[0], passed, "dns mode disabled"+colon(what), nil)
 		return
 	}
 	for i := range r.voices {
 		v := &r.voices[i]
-		s.tell(q, v.Member, true, v.reason+colon(what), v.learned)
+		if v.against != "" {
+			s.tell(q, v.Member, wouldDeny, v.against+colon(what), v.learned)
+		} else {
+			s.tell(q, v.Member, passed, v.reason+colon(what), v.learned)
+		}
 	}
 }
 
@@ -274,21 +286,34 @@ func (s *Server) record(q *query, r *ruling, why string) {
 	if len(r.voices) == 0 {
 		return // nobody's
 	}
-	s.tell(q, r.voices[r.by].Member, false, why, nil)
+	s.tell(q, r.voices[r.by].Member, blocked, why, nil)
 	if r.by > 0 {
-		s.tell(q, r.voices[0].Member, false, "an enclosing attachment: "+why, nil)
+		s.tell(q, r.voices[0].Member, blocked, "an enclosing attachment: "+why, nil)
 	}
 }
 
-func (s *Server) tell(q *query, m datapath.Member, allowed bool, reason string, learned []netip.Addr) {
+// verdict is how a query is counted and told of.
+type verdict uint8
+
+const (
+	blocked verdict = iota
+	passed
+	wouldDeny // passed, for the policy is in audit
+)
+
+func (s *Server) tell(q *query, m datapath.Member, how verdict, reason string, learned []netip.Addr) {
 	a := s.account(m)
-	if allowed {
-		a.allowed.Add(1)
-	} else {
+	switch how {
+	case blocked:
 		a.blocked.Add(1)
+	case wouldDeny:
+		a.wouldDeny.Add(1)
+		a.allowed.Add(1)
+	case passed:
+		a.allowed.Add(1)
 	}
 	s.Events(events.Event{Time: time.Now(), Attachment: m.ID, Decision: &events.DNSDecision{
-		Name: q.name, Type: q.typeName(), Allowed: allowed, Reason: reason, Learned: learned,
+		Name: q.name, Type: q.typeName(), Allowed: how == passed, WouldDeny: how == wouldDeny, Reason: reason, Learned: learned,
 	}})
 }
 

@@ -28,7 +28,7 @@ type ruling struct {
 	code    policy.RefuseCode
 	local   bool // no data, answered here
 
-	given bool // by control planes: addrs is the answer
+	given bool // by control planes of members that are not in audit: addrs is the answer
 	addrs []netip.Addr
 	ttl   time.Duration
 }
@@ -49,11 +49,15 @@ type voice struct {
 	learns bool
 	ruled  bool // by a rule of its own, not for want of one
 	given  []netip.Addr
+	// against is what would have become of the query but for the member's audit:
+	// it is answered as if nothing were against it.
+	against string
 
 	learned []netip.Addr // once the kernel holds them
 }
 
-// decide asks every member whose policy filters names; all must allow. Rules
+// decide asks every member whose policy filters names; all that are not in audit
+// must allow. Rules
 // are asked before control planes, which then hear of no query that is refused
 // anyway.
 func (s *Server) decide(ctx context.Context, q *query, chain []datapath.Member) *ruling {
@@ -69,34 +73,39 @@ func (s *Server) decide(ctx context.Context, q *query, chain []datapath.Member) 
 		}
 		return r
 	}
-	if !q.plain {
-		return r.say(refused, 0, q.Name+" has characters that no rule can name")
+	if !q.plain && r.objectAll(refused, q.Name+" has characters that no rule can name") {
+		return r
 	}
-	if within(q.name, canary) {
+	if within(q.name, canary) && r.objectAll(refused, canary+" tells browsers to use this resolver") {
 		r.code = policy.RefuseNXDomain
-		return r.say(refused, 0, canary+" tells browsers to use this resolver")
+		return r
 	}
 	for i := range r.voices {
 		v := &r.voices[i]
-		if v.Names.Mode == policy.DNSProxy && !v.Names.Closed {
+		if v.against != "" || v.Names.Mode == policy.DNSProxy && !v.Names.Closed {
 			continue
 		}
 		d := v.Names.Decide(q.Name)
 		if d.Action != policy.Allow {
-			return r.say(refused, i, v.reasonAgainst(q.name, d))
+			if r.object(refused, i, v.reasonAgainst(q.name, d)) {
+				return r
+			}
+			continue
 		}
 		v.reason, v.ruled = d.Reason, len(d.Rules) > 0
 		v.grant, v.learns = v.Names.Grant(d)
 	}
-	if within(q.name, discovery) {
+	if within(q.name, discovery) && r.objectAll(allowed, discovery+" is answered here") {
 		r.local = true
 		return r
 	}
 	for i := range r.voices {
-		if v := &r.voices[i]; v.Names.Mode == policy.DNSProxy {
-			if out, why := s.askRemote(ctx, q, v, r); out != allowed {
-				return r.say(out, i, why)
-			}
+		v := &r.voices[i]
+		if v.Names.Mode != policy.DNSProxy || v.against != "" {
+			continue
+		}
+		if out, why := s.askRemote(ctx, q, v, r); out != allowed && r.object(out, i, why) {
+			return r
 		}
 	}
 	return r
@@ -124,6 +133,11 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 	if s.Remote == nil {
 		return failed, "dns mode proxy without a control plane to ask"
 	}
+	if v.Names.Audit {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.TryTimeout)
+		defer cancel()
+	}
 	a, err := s.Remote.QueryDNS(ctx, v.ID, q.Name, q.typeName())
 	if err != nil {
 		r.detail = err.Error()
@@ -142,6 +156,9 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 			return failed, "the control plane gave an address that no answer can hold"
 		}
 		v.given = append(v.given, addr.Unmap())
+	}
+	if v.Names.Audit {
+		return allowed, ""
 	}
 	if !r.given {
 		r.given, r.addrs, r.ttl = true, v.given, a.TTL

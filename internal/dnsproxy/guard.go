@@ -97,17 +97,20 @@ func (s *Server) surprising(addr netip.Addr) bool {
 	return slices.ContainsFunc(guarded, func(p netip.Prefix) bool { return p.Contains(addr) }) || s.host.has(addr)
 }
 
-// permits reports whether an answer may hold addr: for every member.
+// permits reports whether an answer may hold addr: for every member that is not
+// in audit.
 func (s *Server) permits(r *ruling, addr netip.Addr) bool {
-	if s.AllowPrivateAnswers || !s.surprising(addr) {
-		return true
-	}
 	for i := range r.voices {
-		if v := &r.voices[i]; !v.vouches(addr) && !v.Names.Covers(addr) {
+		if v := &r.voices[i]; !v.Names.Audit && !s.passes(v, addr) {
 			return false
 		}
 	}
 	return true
+}
+
+// passes reports whether an answer may hold addr, for one member.
+func (s *Server) passes(v *voice, addr netip.Addr) bool {
+	return s.AllowPrivateAnswers || !s.surprising(addr) || v.vouches(addr) || v.Names.Covers(addr)
 }
 
 // vouches reports whether the member's word for the name is meant for a
