@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -190,12 +191,25 @@ func toPort(to netip.AddrPort) func(testenv.Packet) bool {
 	}
 }
 
-// A daemon of this build takes over what one of ABI 1 has left while packets flow: the rules, the counters, what names
-// have taught, the flows; none that is allowed is lost and none that is not gets through.
-func TestUpgradeFromABI1(t *testing.T) {
-	dir := pinDir(t)
-	world := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
-	veth, err := target.ResolveInterface(world.Link, target.Ingress, "")
+// upgrade is a host with two attachments of a daemon of ABI 1 that was killed, and what flows there.
+type upgrade struct {
+	world              *testenv.World
+	dir                string
+	arrived            *testenv.Observer
+	inside, job        *testenv.Workload
+	ids                map[string]target.Target
+	allowed, forbidden []flood
+	conn               *testenv.Conn // from outside
+	flows              int
+}
+
+// learnedAddr is what a.example has taught.
+var learnedAddr = netip.MustParseAddr("203.0.113.5")
+
+func newUpgrade(t *testing.T) *upgrade {
+	t.Helper()
+	u := &upgrade{dir: pinDir(t), world: testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)}
+	veth, err := target.ResolveInterface(u.world.Link, target.Ingress, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,66 +218,51 @@ func TestUpgradeFromABI1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	arrived := testenv.Observe(t, world.Outside, "eth0")
-	inside, job := testenv.StartWorkload(t, world.Workload, nil), testenv.StartWorkload(t, world.Host, cg)
-	inside.Serve(t, 8080)
+	u.arrived = testenv.Observe(t, u.world.Outside, "eth0")
+	u.inside, u.job = testenv.StartWorkload(t, u.world.Workload, nil), testenv.StartWorkload(t, u.world.Host, cg)
+	u.inside.Serve(t, 8080)
 
-	old := startABI1(t, dir)
+	old := startABI1(t, u.dir)
 	t.Cleanup(func() {
-		if err := RemoveAll(dir); err != nil {
+		if err := RemoveAll(u.dir); err != nil {
 			t.Error(err)
 		}
 	})
-	rules := &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule("198.51.100.0/24")}}
-	old.rules(t, rules)
-	learned := netip.MustParseAddr("203.0.113.5")
-	ids := map[string]target.Target{old.attach(t, veth, learned): veth, old.attach(t, cgroup, learned): cgroup}
-	var allowed, forbidden []flood
-	for i, from := range []*testenv.Workload{inside, job} {
+	old.rules(t, &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule("198.51.100.0/24")}})
+	u.ids = map[string]target.Target{old.attach(t, veth, learnedAddr): veth, old.attach(t, cgroup, learnedAddr): cgroup}
+	for i, from := range []*testenv.Workload{u.inside, u.job} {
 		port := []string{":1000", ":2000"}[i]
-		allowed = append(allowed,
-			startFlood(t, from, arrived, "198.51.100.7"+port, true), startFlood(t, from, arrived, learned.String()+port, true))
-		forbidden = append(forbidden, startFlood(t, from, arrived, "203.0.113.6"+port, false))
+		u.allowed = append(u.allowed,
+			startFlood(t, from, u.arrived, "198.51.100.7"+port, true), startFlood(t, from, u.arrived, learnedAddr.String()+port, true))
+		u.forbidden = append(u.forbidden, startFlood(t, from, u.arrived, "203.0.113.6"+port, false))
 	}
-	outside := testenv.StartWorkload(t, world.Outside, nil)
-	conn := outside.Connect(t, netip.AddrPortFrom(world.Addr4, 8080))
-	var noted bpfFlowKey
-	var flow bpfFlow
-	flowsBefore := 0
-	for it := old.coll.Maps[bpfMapNfFlows].Iterate(); it.Next(&noted, &flow); {
-		flowsBefore++
-	}
-	if flowsBefore < 3 {
-		t.Fatalf("%d flows, want one learned of each and a reply flow", flowsBefore)
+	u.conn = testenv.StartWorkload(t, u.world.Outside, nil).Connect(t, netip.AddrPortFrom(u.world.Addr4, 8080))
+	if u.flows = entries[bpfFlowKey, bpfFlow](t, old.coll.Maps[bpfMapNfFlows]); u.flows < 3 {
+		t.Fatalf("%d flows, want a learned one of each and a reply flow", u.flows)
 	}
 	old.kill()
-	more := func() {
-		t.Helper()
-		for _, f := range allowed {
-			arrived.Await(t, arrived.Sum(t, toPort(f.to)).Count+1000, toPort(f.to))
-		}
-	}
-	more()
+	return u
+}
 
-	d, err := Open(Config{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
+// flowing waits until more of each has arrived.
+func (u *upgrade) flowing(t *testing.T) {
+	t.Helper()
+	for _, f := range u.allowed {
+		u.arrived.Await(t, u.arrived.Sum(t, toPort(f.to)).Count+1000, toPort(f.to))
 	}
-	more()
-	if _, err := os.Stat(pins(dir).version(1)); !os.IsNotExist(err) {
-		t.Errorf("v1 is left: %v", err)
-	}
-	if !conn.Echoes(t, testenv.Patience) {
-		t.Error("the connection from outside is cut")
-	}
-	for id, tg := range ids {
+}
+
+// check shows that d has all that the daemon of ABI 1 had.
+func (u *upgrade) check(t *testing.T, d *Datapath) {
+	t.Helper()
+	for id, tg := range u.ids {
 		if err := d.Attach(id, tg); err != nil {
 			t.Errorf("%s: %v", tg.Name, err)
 		}
-		if got := d.known[id]; got == nil || got.record.Incarnation == 0 || generation(got.word) != 7 {
+		if got := d.known[id]; got == nil || got.record.Incarnation == 0 || generation(got.word) != 7 || got.slot == nil {
 			t.Fatalf("%s: adopted as %+v", tg.Name, got)
 		}
-		if got := d.Learned(id); len(got) != 1 || got[0].Addr != learned || got[0].Names[0] != "a.example" {
+		if got := d.Learned(id); len(got) != 1 || got[0].Addr != learnedAddr || got[0].Names[0] != "a.example" {
 			t.Errorf("%s: has learned %+v", tg.Name, got)
 		}
 		c, err := d.Counters(id)
@@ -271,43 +270,121 @@ func TestUpgradeFromABI1(t *testing.T) {
 			t.Errorf("%s: counted %+v, %v", tg.Name, c, err)
 		}
 	}
-	flowsAfter := 0
-	for it := d.bpf.NfFlows.Iterate(); it.Next(&noted, &flow); {
-		flowsAfter++
+	if got := entries[bpfFlowKey, bpfFlow](t, d.bpf.NfFlows); got < u.flows {
+		t.Errorf("%d flows, %d before", got, u.flows)
 	}
-	if flowsAfter < flowsBefore {
-		t.Errorf("%d flows, %d before", flowsAfter, flowsBefore)
+	if got := d.Problems(); len(got) > 0 {
+		t.Errorf("problems: %q", got)
 	}
+}
+
+// end shows that every allowed packet arrived, and no forbidden one.
+func (u *upgrade) end(t *testing.T) {
+	t.Helper()
+	for _, f := range u.allowed {
+		sent := f.stop()
+		u.arrived.Await(t, sent, toPort(f.to))
+		if got := u.arrived.Sum(t, toPort(f.to)); got.Count != sent {
+			t.Errorf("%d of %d packets to %s arrived", got.Count, sent, f.to)
+		}
+	}
+	for _, f := range u.forbidden {
+		tried := f.stop()
+		if got := u.arrived.Sum(t, toPort(f.to)).Count; got != 0 {
+			t.Errorf("%d of %d packets to %s arrived", got, tried, f.to)
+		}
+	}
+}
+
+// A daemon of this build takes over what one of ABI 1 has left while packets flow: the rules, the counters, what names
+// have taught, the flows; none that is allowed is lost and none that is not gets through.
+func TestUpgradeFromABI1(t *testing.T) {
+	u := newUpgrade(t)
+	u.flowing(t)
+	d, err := Open(Config{Dir: u.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.flowing(t)
+	if _, err := os.Stat(pins(u.dir).version(1)); !os.IsNotExist(err) {
+		t.Errorf("v1 is left: %v", err)
+	}
+	if !u.conn.Echoes(t, testenv.Patience) {
+		t.Error("the connection from outside is cut")
+	}
+	u.check(t, d)
 
 	// The next of the same ABI, and then another policy.
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	more()
-	d = open(t, dir)
-	for id, tg := range ids {
-		if err := d.Attach(id, tg); err != nil {
-			t.Errorf("%s: %v", tg.Name, err)
-		}
-	}
-	more()
-	for _, f := range allowed {
-		sent := f.stop()
-		arrived.Await(t, sent, toPort(f.to))
-		if got := arrived.Sum(t, toPort(f.to)); got.Count != sent {
-			t.Errorf("%d of %d packets to %s arrived", got.Count, sent, f.to)
-		}
-	}
-	for _, f := range forbidden {
-		tried := f.stop()
-		if got := arrived.Sum(t, toPort(f.to)).Count; got != 0 {
-			t.Errorf("%d of %d packets to %s arrived", got, tried, f.to)
-		}
-	}
-	for id := range ids {
+	u.flowing(t)
+	d = open(t, u.dir)
+	u.check(t, d)
+	u.flowing(t)
+	u.end(t)
+	for id := range u.ids {
 		replace(t, d, id, policy.BlockAll())
 	}
-	if out := job.Probe(t, testenv.Probe{Kind: testenv.UDPSendto, To: allowed[2].to}); out.Errno == 0 {
+	if out := u.job.Probe(t, testenv.Probe{Kind: testenv.UDPSendto, To: u.allowed[2].to}); out.Errno == 0 {
 		t.Errorf("block-all by the new daemon: %s", out)
+	}
+}
+
+// A take-over that dies at any step is done by the next daemon, and packets do not notice either.
+func TestCrashDuringUpgrade(t *testing.T) {
+	m := inMortalProcess(t)
+	if m == nil {
+		return
+	}
+	u := newUpgrade(t)
+	for fatal := 1; ; fatal++ {
+		died, err := m.until(fatal, func() error {
+			d, err := Open(Config{Dir: u.dir})
+			if err != nil {
+				return err
+			}
+			return d.Close()
+		})
+		if err != nil {
+			t.Fatalf("step %d: %v", fatal, err)
+		}
+		d, err := Open(Config{Dir: u.dir})
+		if err != nil {
+			t.Fatalf("after step %d: %v", fatal, err)
+		}
+		u.check(t, d)
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			t.Fatalf("step %d", fatal)
+		}
+		if !died {
+			t.Logf("%d steps", fatal-1)
+			break
+		}
+		u.backToABI1(t)
+	}
+	u.end(t)
+}
+
+// backToABI1 leaves what is pinned as ABI 1 had it, but for the programs.
+func (u *upgrade) backToABI1(t *testing.T) {
+	t.Helper()
+	p := pins(u.dir)
+	pinned, err := os.ReadDir(p.maps())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range pinned {
+		if !slices.Contains(oldestMaps, e.Name()) {
+			if err := os.Remove(filepath.Join(p.maps(), e.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Rename(p.base(), p.version(1)); err != nil {
+		t.Fatal(err)
 	}
 }
