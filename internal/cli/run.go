@@ -38,12 +38,14 @@ reaches nothing. It needs no daemon and no setup; where a daemon runs, that one 
 
 The command runs as whoever called sudo, with no_new_privs and without capabilities, in namespaces where cgroups are
 read-only and the sockets of resolvers, container engines and session services are hidden. When it ends, so does all
-that it has started. What was denied is summed up on stderr.
+that it has started. What was denied is summed up on stderr. With --audit everything passes, and what would have been
+denied is summed up.
 
 The exit code is the command's, or 128 and the number of the signal that ended it; 125 if Netfence failed, 126 if the
 command can not be executed, 127 if it is not found.`,
 		Example: `  sudo netfenced run --allow pypi.org:443 --allow '*.pythonhosted.org:443' -- pip install requests
   sudo netfenced run --policy agent.yaml --report denied.json -- ./agent
+  sudo netfenced run --audit -- ./agent
   sudo netfenced run -- make test`,
 		Args: cobra.ArbitraryArgs,
 	}

@@ -273,10 +273,10 @@ func (s *session) close() error {
 	return errors.Join(errs...)
 }
 
-// conclude says what was denied.
+// conclude says what was denied, or would have been.
 func (s *session) conclude() error {
 	result := s.tally.result()
-	result.Command, result.ExitCode = s.Command, s.exitCode
+	result.Command, result.ExitCode, result.Audit = s.Command, s.exitCode, s.policy.Audit
 	result.Duration = inSeconds(time.Since(s.started))
 	err := result.print(s.Stderr)
 	return errors.Join(err, s.report.write(result))

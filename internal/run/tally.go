@@ -25,11 +25,12 @@ const (
 	maxLines = 20
 )
 
-// tally adds up what was denied.
+// tally adds up what was denied, or would have been but for audit.
 type tally struct {
 	mu      sync.Mutex
 	flows   map[flowKey]*Denied
 	names   map[string]*Refused
+	audited map[string]*Refused // answered for audit's sake
 	failed  map[string]*Refused // allowed, and not resolved
 	solved  map[string]bool     // names that were resolved
 	lost    uint64
@@ -40,6 +41,7 @@ type flowKey struct {
 	to       netip.AddrPort
 	protocol uint8
 	reason   string
+	passed   bool // for audit's sake
 }
 
 // Denied is where packets were dropped to, or connections refused.
@@ -64,8 +66,12 @@ type Result struct {
 	Command    []string  `json:"command"`
 	ExitCode   int       `json:"exit_code"`
 	Duration   seconds   `json:"duration"`
+	Audit      bool      `json:"audit"` // of the policy
 	Denied     []Denied  `json:"denied"`
 	DNSRefused []Refused `json:"dns_refused"`
+	// WouldDeny and DNSWouldRefuse are what passed because the policy was in audit.
+	WouldDeny      []Denied  `json:"would_deny"`
+	DNSWouldRefuse []Refused `json:"dns_would_refuse"`
 	// DNSFailed are names that were allowed and could not be resolved, or only to addresses that are guarded.
 	DNSFailed []Refused `json:"dns_failed"`
 	// Lost are denials that were not told of: more at a time than the limit, or more kinds than are kept.
@@ -76,7 +82,10 @@ type Result struct {
 type seconds float64
 
 func newTally() *tally {
-	return &tally{flows: make(map[flowKey]*Denied), names: make(map[string]*Refused), failed: make(map[string]*Refused), solved: make(map[string]bool)}
+	return &tally{
+		flows: make(map[flowKey]*Denied), names: make(map[string]*Refused), audited: make(map[string]*Refused),
+		failed: make(map[string]*Refused), solved: make(map[string]bool),
+	}
 }
 
 // add is an events.Hub's subscriber, or a datapath's.
@@ -89,6 +98,8 @@ func (t *tally) add(e events.Event) {
 	case e.Flow != nil:
 		t.dropped++
 		t.addFlow(e.Flow)
+	case e.Decision != nil && e.Decision.WouldDeny:
+		t.addName(t.audited, e.Decision.Name, e.Decision.Reason)
 	case e.Decision != nil && !e.Decision.Allowed:
 		t.addName(t.names, e.Decision.Name, e.Decision.Reason)
 	case e.Decision != nil && e.Decision.Trouble() != "":
@@ -103,7 +114,7 @@ func (t *tally) add(e events.Event) {
 }
 
 func (t *tally) addFlow(f *events.DeniedFlow) {
-	key := flowKey{f.Destination, f.Protocol, f.Reason}
+	key := flowKey{f.Destination, f.Protocol, f.Reason, f.WouldDeny}
 	d := t.flows[key]
 	if d == nil {
 		if len(t.flows) >= maxTallied {
@@ -138,23 +149,34 @@ func (t *tally) addName(to map[string]*Refused, name, reason string) {
 func (t *tally) result() Result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Result{Denied: []Denied{}, DNSRefused: []Refused{}, DNSFailed: []Refused{}, Lost: t.lost}
-	for _, d := range t.flows {
-		r.Denied = append(r.Denied, *d)
+	r := Result{
+		Denied: []Denied{}, DNSRefused: []Refused{}, WouldDeny: []Denied{}, DNSWouldRefuse: []Refused{}, DNSFailed: []Refused{}, Lost: t.lost,
 	}
-	slices.SortFunc(r.Denied, func(a, b Denied) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Address, b.Address),
-			cmp.Compare(a.Port, b.Port), strings.Compare(a.Protocol, b.Protocol), strings.Compare(a.Reason, b.Reason))
-	})
+	for key, d := range t.flows {
+		if key.passed {
+			r.WouldDeny = append(r.WouldDeny, *d)
+		} else {
+			r.Denied = append(r.Denied, *d)
+		}
+	}
+	for _, list := range [][]Denied{r.Denied, r.WouldDeny} {
+		slices.SortFunc(list, func(a, b Denied) int {
+			return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Address, b.Address),
+				cmp.Compare(a.Port, b.Port), strings.Compare(a.Protocol, b.Protocol), strings.Compare(a.Reason, b.Reason))
+		})
+	}
 	for _, n := range t.names {
 		r.DNSRefused = append(r.DNSRefused, *n)
+	}
+	for _, n := range t.audited {
+		r.DNSWouldRefuse = append(r.DNSWouldRefuse, *n)
 	}
 	for _, n := range t.failed {
 		if !t.solved[n.Name] { // of the other family there may be none
 			r.DNSFailed = append(r.DNSFailed, *n)
 		}
 	}
-	for _, list := range [][]Refused{r.DNSRefused, r.DNSFailed} {
+	for _, list := range [][]Refused{r.DNSRefused, r.DNSWouldRefuse, r.DNSFailed} {
 		slices.SortFunc(list, func(a, b Refused) int {
 			return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Name, b.Name))
 		})
@@ -164,22 +186,32 @@ func (t *tally) result() Result {
 
 // print writes the summary, nothing if nothing was denied and every allowed name was resolved.
 func (r Result) print(w io.Writer) error {
-	var lines []string
-	for _, n := range r.DNSRefused {
-		lines = append(lines, fmt.Sprintf("%6d × %s", n.Count, n.what()))
-	}
-	for _, d := range r.Denied {
-		lines = append(lines, fmt.Sprintf("%6d × %s", d.Count, d.where()))
-	}
-	lines = onScreen(lines)
+	denied, audited := denials(r.DNSRefused, r.Denied), denials(r.DNSWouldRefuse, r.WouldDeny)
 	if r.Lost > 0 {
-		lines = append(lines, fmt.Sprintf("and %d packets or names that were not looked at one by one", r.Lost))
+		lost := fmt.Sprintf("and %d packets or names that were not looked at one by one", r.Lost)
+		if r.Audit {
+			audited = append(audited, lost)
+		} else {
+			denied = append(denied, lost)
+		}
 	}
 	var failed []string
 	for _, n := range r.DNSFailed {
 		failed = append(failed, fmt.Sprintf("%6d × name %s, %s", n.Count, printable(n.Name), printable(n.Reason)))
 	}
-	return errors.Join(section(w, "denied", lines), section(w, "allowed, but not resolved", onScreen(failed)))
+	return errors.Join(section(w, "denied", denied), section(w, "would be denied", audited),
+		section(w, "allowed, but not resolved", onScreen(failed)))
+}
+
+func denials(names []Refused, flows []Denied) []string {
+	var lines []string
+	for _, n := range names {
+		lines = append(lines, fmt.Sprintf("%6d × %s", n.Count, n.what()))
+	}
+	for _, d := range flows {
+		lines = append(lines, fmt.Sprintf("%6d × %s", d.Count, d.where()))
+	}
+	return onScreen(lines)
 }
 
 func onScreen(lines []string) []string {

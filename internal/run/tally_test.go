@@ -55,6 +55,19 @@ netfenced run: allowed, but not resolved
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	if got := summary(t,
+		events.Event{Flow: &events.DeniedFlow{Destination: netip.MustParseAddrPort("192.0.2.1:443"), Protocol: 6, Reason: "no-rule", WouldDeny: true}},
+		events.Event{Flow: &events.DeniedFlow{Destination: netip.MustParseAddrPort("192.0.2.1:443"), Protocol: 6, Reason: "no-rule", WouldDeny: true}},
+		events.Event{Flow: &events.DeniedFlow{Destination: netip.MustParseAddrPort("127.128.0.9:253"), Protocol: 17, Reason: "protected"}},
+		events.Event{Decision: &events.DNSDecision{Name: "bad.example", Reason: "no rule allows bad.example", WouldDeny: true}},
+	); got != `netfenced run: denied
+       1 × 127.128.0.9:253/udp, protected
+netfenced run: would be denied
+       1 × name bad.example
+       2 × 192.0.2.1:443/tcp, no-rule
+` {
+		t.Errorf("in audit: %s", got)
+	}
 	if got := summary(t); got != "" {
 		t.Errorf("nothing denied, and said %q", got)
 	}

@@ -146,8 +146,10 @@ func (d *viaDaemon) hearOut(ctx context.Context) error {
 		return fmt.Errorf("what the daemon counted: %w", err)
 	}
 	var counted uint64
-	for _, n := range got.GetDrops() {
-		counted += n
+	for _, counts := range []map[string]uint64{got.GetDrops(), got.GetAttachment().GetWouldDeny()} {
+		for _, n := range counts {
+			counted += n
+		}
 	}
 	limit := time.NewTimer(lastWords)
 	defer limit.Stop()
@@ -186,10 +188,11 @@ func eventFrom(m *netfencev1.Event) events.Event {
 		e.Flow = &events.DeniedFlow{
 			Destination: netip.AddrPortFrom(addr, uint16(f.GetPort())), Protocol: uint8(f.GetIpProtocol()),
 			Length: int(f.GetLength()), Reason: f.GetReason(), Names: f.GetNames(),
+			Rule: f.GetRule(), WouldDeny: f.GetAudit(),
 		}
 	}
 	if d := m.GetDnsDecision(); d != nil {
-		e.Decision = &events.DNSDecision{Name: d.GetDomain(), Type: d.GetQueryType(), Allowed: d.GetAllowed(), Reason: d.GetReason()}
+		e.Decision = &events.DNSDecision{Name: d.GetDomain(), Type: d.GetQueryType(), Allowed: d.GetAllowed(), Reason: d.GetReason(), WouldDeny: d.GetAudit()}
 		for _, text := range d.GetLearned() {
 			if addr, err := netip.ParseAddr(text); err == nil {
 				e.Decision.Learned = append(e.Decision.Learned, addr)
