@@ -80,6 +80,9 @@ type Attachment struct {
 	DNSAddress     string            `json:"dns_address"`
 	DNSAllowed     uint64            `json:"dns_queries_allowed"`
 	DNSBlocked     uint64            `json:"dns_queries_blocked"`
+	Drops          map[string]uint64 `json:"drops"`
+	WouldDeny      map[string]uint64 `json:"would_deny"`
+	DNSWouldDeny   uint64            `json:"dns_queries_would_deny"`
 }
 
 // List is `netfenced list --all`.
@@ -121,10 +124,12 @@ func (d *Daemon) Show(t testenv.TB, id string) Shown {
 
 // Status is what `netfenced status` prints.
 type Status struct {
-	DaemonID          string   `json:"daemon_id"`
-	ControlPlaneState string   `json:"control_plane_state"`
-	AttachmentCount   int      `json:"attachment_count"`
-	Problems          []string `json:"problems"`
+	Drops             map[string]uint64 `json:"drops"`
+	WouldDeny         map[string]uint64 `json:"would_deny"`
+	DaemonID          string            `json:"daemon_id"`
+	ControlPlaneState string            `json:"control_plane_state"`
+	AttachmentCount   int               `json:"attachment_count"`
+	Problems          []string          `json:"problems"`
 }
 
 // Status is `netfenced status`.

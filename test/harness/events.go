@@ -21,6 +21,8 @@ type Event struct {
 		IPProtocol uint32   `json:"ip_protocol"`
 		Reason     string   `json:"reason"`
 		Names      []string `json:"names"`
+		Rule       string   `json:"rule"`
+		WouldDeny  bool     `json:"would_deny"`
 	} `json:"denied_flow"`
 	DNSDecision *struct {
 		Domain    string   `json:"domain"`
@@ -28,6 +30,7 @@ type Event struct {
 		Allowed   bool     `json:"allowed"`
 		Reason    string   `json:"reason"`
 		Learned   []string `json:"learned"`
+		WouldDeny bool     `json:"would_deny"`
 	} `json:"dns_decision"`
 	Incident *struct {
 		Kind    string `json:"kind"`
