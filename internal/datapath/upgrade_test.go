@@ -388,3 +388,25 @@ func (u *upgrade) backToABI1(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// What older daemons have pinned ends with the rest, without one of them.
+func TestRemoveAllOfABI1(t *testing.T) {
+	dir := pinDir(t)
+	old := startABI1(t, dir)
+	old.rules(t, firstPolicy)
+	veth, cgroup := vethTarget(t, "v0"), cgroupTarget(t)
+	old.attach(t, veth, learnedAddr)
+	old.attach(t, cgroup, learnedAddr)
+	old.kill()
+	if err := RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("pins are left: %v", err)
+	}
+	for _, attach := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		if on, err := link.QueryPrograms(link.QueryOptions{Target: veth.Ifindex, Attach: attach}); err != nil || len(on.Programs) > 0 {
+			t.Errorf("programs are left: %+v, %v", on, err)
+		}
+	}
+}

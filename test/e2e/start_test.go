@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/test/harness"
@@ -105,7 +110,7 @@ func TestRefusedStart(t *testing.T) {
 	garbage := bytes.Repeat([]byte("not a database "), 4096)
 	for name, test := range map[string]struct {
 		spoil func(t *testing.T)
-		state []byte // that has to be there afterwards
+		state []byte // that has to be there afterwards; nil: it has been opened by then
 		start func(t *testing.T) harness.Result
 		want  []string
 	}{
@@ -118,11 +123,15 @@ func TestRefusedStart(t *testing.T) {
 		"no bpffs": {func(t *testing.T) {}, good, func(t *testing.T) harness.Result {
 			return s.startWith(t, "bpf_dir: "+t.TempDir()+"\n")
 		}, []string{"not on a bpffs", "mount"}},
+		"full disk":      {func(*testing.T) {}, good, s.startOnFullDisk, []string{"state file", "no space left on device"}},
+		"private bpffs":  {func(*testing.T) {}, good, s.startWithPrivateBPFFS, []string{"private mount namespace", "would end with the daemon"}},
+		"newer pins":     {func(*testing.T) {}, nil, s.startBesideNewerPins, []string{"newer netfenced", "start the newer one"}},
+		"somebody's map": {func(*testing.T) {}, nil, s.startBesideForeignMap, []string{"maps/theirs", "no map of this netfenced"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.spoil(t)
 			fails(t, test.start(t), 1, test.want...)
-			if now, err := os.ReadFile(s.stateFile()); err != nil || !bytes.Equal(now, test.state) {
+			if now, err := os.ReadFile(s.stateFile()); err != nil || test.state != nil && !bytes.Equal(now, test.state) {
 				t.Errorf("the state file was changed: %d bytes, were %d, %v", len(now), len(test.state), err)
 			}
 			if now := s.bpf(t); !slices.Equal(now, pins) {
@@ -233,4 +242,69 @@ func (s *scene) startAsNobody(t *testing.T) harness.Result {
 	defer func() { s.Env = env }()
 	s.Env = append(slices.Clone(env), "NETFENCE_RUN_DIR="+s.RunDir, "NETFENCE_BPF_DIR="+s.BPFDir, "NETFENCE_DATA_DIR="+filepath.Join(s.Dir, "data"))
 	return s.asNobody(t, "start")
+}
+
+// startOnFullDisk starts where not even an empty state file has room.
+func (s *scene) startOnFullDisk(t *testing.T) harness.Result {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	return s.startWith(t, "run_dir: "+dir+"\n")
+}
+
+// startWithPrivateBPFFS starts in a mount namespace that has another bpffs at the place of process 1's, which a PID
+// namespace lets the daemon look at.
+func (s *scene) startWithPrivateBPFFS(t *testing.T) harness.Result {
+	t.Helper()
+	binary, dir := s.Binary, t.TempDir()
+	defer func() { s.Binary = binary }()
+	script := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	inner := script("inner", fmt.Sprintf(`mount -t bpf bpf %s && exec %s "$@"`, filepath.Dir(s.BPFDir), binary))
+	first := script("first", fmt.Sprintf(`unshare --mount --propagation private %s "$@"; exit $?`, inner))
+	s.Binary = script("netfenced", fmt.Sprintf(`exec unshare --mount --pid --fork --kill-child --mount-proc %s "$@"`, first))
+	return s.start(t)
+}
+
+func (s *scene) startBesideNewerPins(t *testing.T) harness.Result {
+	t.Helper()
+	newer := filepath.Join(s.BPFDir, "v99")
+	if err := os.Mkdir(newer, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Remove(newer); err != nil {
+			t.Error(err)
+		}
+	}()
+	return s.start(t)
+}
+
+func (s *scene) startBesideForeignMap(t *testing.T) harness.Result {
+	t.Helper()
+	theirs, err := ebpf.NewMap(&ebpf.MapSpec{Name: "theirs", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := theirs.Pin(filepath.Join(s.BPFDir, "v2", "maps", "theirs")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(theirs.Unpin(), theirs.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	return s.start(t)
 }
