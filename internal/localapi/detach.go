@@ -66,7 +66,7 @@ func (s *Server) detachAll(ctx context.Context) error {
 		}
 	}
 	for id, revision := range revisions {
-		if err := s.waitKernel(ctx, id, revision); err != nil && !errors.Is(err, state.ErrNotFound) {
+		if err := s.waitTurn(ctx, id, revision); err != nil && !errors.Is(err, state.ErrNotFound) {
 			errs = append(errs, fmt.Errorf("detach %s: %w", id, err))
 		}
 	}
@@ -74,6 +74,18 @@ func (s *Server) detachAll(ctx context.Context) error {
 		errs = append(errs, s.opts.DetachOrphans())
 	}
 	return errors.Join(errs...)
+}
+
+// waitTurn is waitKernel for one of many: as long as others go, its turn may come.
+func (s *Server) waitTurn(ctx context.Context, id string, revision state.Revision) error {
+	for {
+		left := s.opts.Store.Len()
+		err := s.waitKernel(ctx, id, revision)
+		var late *callError
+		if !errors.As(err, &late) || s.opts.Store.Len() >= left {
+			return err
+		}
+	}
 }
 
 // find looks up by exactly one of id and key.
