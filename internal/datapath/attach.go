@@ -53,27 +53,35 @@ func (d *Datapath) reserve(id string, record bpfAttachment) (*attachment, error)
 	if d.known[id] != nil {
 		return nil, fmt.Errorf("attachment %s: being attached by somebody else", id)
 	}
-	if len(d.free) == 0 {
-		return nil, fmt.Errorf("%w: %d attachments", ErrFull, d.bpf.NfAttachments.MaxEntries()-1)
+	index, err := d.indices.take(d.slots.grace)
+	if err != nil {
+		return nil, err
 	}
-	var last uint64
-	if err := d.bpf.NfMeta.Lookup(uint32(0), &last); err != nil {
-		return nil, fmt.Errorf("last incarnation: %w", err)
+	record.Incarnation, err = d.nextIncarnation()
+	if err != nil {
+		d.indices.free = append(d.indices.free, index)
+		return nil, err
 	}
-	next := last + 1
-	if next>>32 != 0 {
-		return nil, fmt.Errorf("%w: incarnations are used up (restart with `netfenced detach --all`)", ErrFull)
-	}
-	if err := d.bpf.NfMeta.Put(uint32(0), next); err != nil {
-		return nil, fmt.Errorf("next incarnation: %w", err)
-	}
-	record.Incarnation = uint32(next)
-	a := &attachment{index: d.free[len(d.free)-1], record: record}
-	d.free = d.free[:len(d.free)-1]
+	a := &attachment{index: index, record: record}
 	a.mu.Lock()
 	d.known[id] = a
 	d.byIndex[a.index].Store(a)
 	return a, nil
+}
+
+func (d *Datapath) nextIncarnation() (uint32, error) {
+	var last uint64
+	if err := d.bpf.NfMeta.Lookup(uint32(0), &last); err != nil {
+		return 0, fmt.Errorf("last incarnation: %w", err)
+	}
+	next := last + 1
+	if next>>32 != 0 {
+		return 0, fmt.Errorf("%w: incarnations are used up (restart with `netfenced detach --all`)", ErrFull)
+	}
+	if err := d.bpf.NfMeta.Put(uint32(0), next); err != nil {
+		return 0, fmt.Errorf("next incarnation: %w", err)
+	}
+	return uint32(next), nil
 }
 
 // attach makes a closed filter. Everything that a packet looks up stands before
@@ -302,7 +310,7 @@ func (d *Datapath) abandon(a *attachment, id string) error {
 	d.ended.Add(last)
 	delete(d.known, id)
 	d.byIndex[a.index].Store(nil)
-	d.free = append(d.free, a.index)
+	d.indices.release(a)
 	return nil
 }
 

@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -146,9 +145,12 @@ func (d *Datapath) zeroCounters(index uint32) error {
 	if err := d.bpf.NfCounters.Put(index, make([]bpfCounters, cpus)); err != nil {
 		return fmt.Errorf("counters: %w", err)
 	}
+	keys, zeros := make([]uint32, maxReasons), make([]uint64, maxReasons)
 	for reason := range maxReasons {
-		at := index*maxReasons + reason
-		if err := errors.Join(d.bpf.NfDrops.Put(at, uint64(0)), d.bpf.NfAudited.Put(at, uint64(0))); err != nil {
+		keys[reason] = index*maxReasons + reason
+	}
+	for _, m := range []*ebpf.Map{d.bpf.NfDrops, d.bpf.NfAudited} {
+		if _, err := m.BatchUpdate(keys, zeros, nil); err != nil {
 			return fmt.Errorf("drop counters: %w", err)
 		}
 	}

@@ -320,7 +320,7 @@ func (v *victim) standing(t *testing.T) standing {
 		defer d.slots.mu.Unlock()
 		return len(d.slots.free)+len(d.slots.used) == int(d.bpf.NfSlots.MaxEntries())-1
 	})
-	if got, want := len(d.free)+len(d.known), int(d.bpf.NfAttachments.MaxEntries())-1; got != want {
+	if got, want := len(d.indices.free)+len(d.indices.cooling)+len(d.known), int(d.bpf.NfAttachments.MaxEntries())-1; got != want {
 		t.Errorf("%d indices are free or in use, of %d", got, want)
 	}
 	s := standing{

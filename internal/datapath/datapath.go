@@ -111,7 +111,7 @@ type Datapath struct {
 	// mu guards what follows. Lock order: attachment.mu before mu, mu before slots.mu.
 	mu       sync.Mutex
 	known    map[string]*attachment
-	free     []uint32 // indices, the next one last
+	indices  indices
 	ended    Counters // of attachments that are gone; see Census
 	listener DNSListener
 

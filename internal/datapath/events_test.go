@@ -261,7 +261,7 @@ func TestNobodyWaitsForAListener(t *testing.T) {
 }
 
 func TestEventsOfAnEndedAttachmentAreNobodys(t *testing.T) {
-	d, h := openHearing(t, Config{Dir: pinDir(t)})
+	d, h := openHearing(t, Config{Dir: pinDir(t), MaxAttachments: 1})
 	tg := vethTarget(t, "v0")
 	id := attachOnly(t, d, tg)
 	index, was := d.known[id].index, identity(d.known[id])

@@ -49,7 +49,7 @@ func TestChainIsWhatReplacePutInForce(t *testing.T) {
 }
 
 func TestLearnRefusesWhatIsStale(t *testing.T) {
-	d := open(t, pinDir(t))
+	d := openWith(t, Config{Dir: pinDir(t), MaxAttachments: 2})
 	tg := vethTarget(t, "v0")
 	id, other := attachOnly(t, d, tg), attach(t, d, vethTarget(t, "v1"))
 	p := domains(domain("a.example"), domain("b.example"))
@@ -96,7 +96,7 @@ func TestLearnRefusesWhatIsStale(t *testing.T) {
 }
 
 func TestRecycledIndexInheritsNothing(t *testing.T) {
-	d := open(t, pinDir(t))
+	d := openWith(t, Config{Dir: pinDir(t), MaxAttachments: 1})
 	tg := vethTarget(t, "v0")
 	id := attachOnly(t, d, tg)
 	p := domains(domain("a.example"))

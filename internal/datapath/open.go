@@ -159,10 +159,12 @@ func (d *Datapath) adopt() error {
 		return fmt.Errorf("read policy words: %w", err)
 	}
 	inUse := make(map[uint32]int)
-	for i := len(records) - 1; i > 0; i-- {
+	for i := 1; i < len(records); i++ {
 		index, r := uint32(i), records[i]
 		if r.Incarnation == 0 {
-			d.free = append(d.free, index)
+			if generation(words[i]) < wornGeneration {
+				d.indices.free = append(d.indices.free, index)
+			}
 			continue
 		}
 		id := uuid.UUID(r.Id).String()
@@ -172,7 +174,7 @@ func (d *Datapath) adopt() error {
 			if err := d.forget(a); err != nil {
 				return fmt.Errorf("attachment %s: remove what a crash left: %w", id, err)
 			}
-			d.free = append(d.free, index)
+			d.indices.release(a)
 			continue
 		} else if err != nil {
 			return fmt.Errorf("attachment %s: %w", id, err)

@@ -167,8 +167,15 @@ func (d *Datapath) put(a *attachment, word uint64) error {
 	if err := d.bpf.NfWords.Lookup(a.index, &a.word); err != nil {
 		return fmt.Errorf("policy word: %w", err)
 	}
-	generation := a.word>>wordGenerationShift + 1
-	word |= generation << wordGenerationShift
+	next := a.word>>wordGenerationShift + 1
+	if next>>32 != 0 {
+		// Back at 0 nothing would be cut that is to be. Closed it can be all the same.
+		if word != uint64(bpfModeMODE_BLOCK_ALL) {
+			return fmt.Errorf("%w: its policy was replaced as often as can be told apart (detach, and attach again)", ErrFull)
+		}
+		next--
+	}
+	word |= next << wordGenerationShift
 	if err := d.bpf.NfWords.Put(a.index, word); err != nil {
 		return fmt.Errorf("policy word: %w", err)
 	}

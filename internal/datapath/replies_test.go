@@ -251,7 +251,7 @@ func TestReplyFlowsAreBounded(t *testing.T) {
 // A packet in flight through a detach may note a flow that nobody ends. Whoever
 // is next at the index must not have it counted off its own.
 func TestAFlowOfBeforeIsNobodysRoom(t *testing.T) {
-	d, err := Open(Config{Dir: pinDir(t), MaxFlows: 10})
+	d, err := Open(Config{Dir: pinDir(t), MaxAttachments: 1, MaxFlows: 10})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ type slots struct {
 	log  *slog.Logger
 	mu   sync.Mutex // guards all below
 	used map[[32]byte]*slot
-	free []uint32 // the next one last
+	free []uint32 // the one that was given back first in front
 	// cooling slots are named by no word; packets in flight may still read them.
 	cooling []uint32
 	cool    chan struct{} // holds one token when cooling is not empty
@@ -51,7 +51,7 @@ func adoptSlots(bpf *bpfMaps, inUse map[uint32]int, log *slog.Logger) (*slots, m
 	adopted := make(map[uint32]*slot, len(inUse))
 	built := make(chan struct{})
 	close(built)
-	for i := len(contents) - 1; i > 0; i-- {
+	for i := 1; i < len(contents); i++ {
 		index, content := uint32(i), contents[i]
 		switch {
 		case inUse[index] > 0:
@@ -88,8 +88,8 @@ func (s *slots) acquire(t *policy.Table) (*slot, error) {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("%w: %d distinct rule tables", ErrFull, s.bpf.NfTables.MaxEntries()-1)
 	}
-	index := s.free[len(s.free)-1]
-	s.free = s.free[:len(s.free)-1]
+	index := s.free[0]
+	s.free = s.free[1:]
 	sl := &slot{index: index, hash: hash, users: 1, ready: make(chan struct{})}
 	s.used[hash] = sl
 	s.mu.Unlock()
