@@ -5,7 +5,7 @@
 // Every key of the file is also an environment variable: NETFENCE_ and the key in capitals, "_" for ".". An unknown
 // key is refused with the nearest known one, because a misspelt key that is silently ignored leaves a machine less
 // protected than its operator believes. For the same reason a key that promises protection this release does not give
-// (guard, strict, control_plane.tls) is refused.
+// (control_plane.tls) is refused.
 package config
 
 import (
@@ -41,10 +41,14 @@ type Config struct {
 	ControlPlane ControlPlane
 	// DefaultPolicy applies to an attachment that no local policy file matches.
 	DefaultPolicy *policy.Policy
-	DNS           DNS
-	Limits        Limits
-	Events        Events
-	Metrics       Metrics
+	// Guard is above every policy. nil: none.
+	Guard *policy.Guard
+	// Strict refuses an attach that would leave something unconfined.
+	Strict  bool
+	DNS     DNS
+	Limits  Limits
+	Events  Events
+	Metrics Metrics
 
 	// Warnings are what the operator should know about the keys that were set: ignored, or without effect yet.
 	Warnings []string

@@ -50,8 +50,8 @@ var keys = []key{
 	{name: "control_plane.tls", set: unsupported("the control plane would be dialled in plaintext")},
 
 	{name: "default_policy", set: setDefaultPolicy},
-	{name: "guard", set: unsupported("no rule would stand above the control plane's")},
-	{name: "strict", set: setStrict},
+	{name: "guard", set: setGuard},
+	{name: "strict", set: boolean(func(c *Config) *bool { return &c.Strict })},
 
 	{name: "dns.upstream", set: setUpstream},
 	{name: "dns.forward", set: setForward},

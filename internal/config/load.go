@@ -191,8 +191,11 @@ func (c *Config) readEnvironment(environ []string) error {
 	}
 	slices.Sort(unknown)
 	for _, name := range unknown {
-		if strings.HasPrefix(name, "NETFENCE_CONTROL_PLANE_TLS_") || strings.HasPrefix(name, "NETFENCE_GUARD_") {
+		switch {
+		case strings.HasPrefix(name, "NETFENCE_CONTROL_PLANE_TLS_"):
 			return fmt.Errorf("environment %s: not supported yet (unset it)", name)
+		case strings.HasPrefix(name, "NETFENCE_GUARD_"):
+			return fmt.Errorf("environment %s: unknown (one variable has it all, NETFENCE_GUARD='{deny: [169.254.0.0/16]}')", name)
 		}
 		c.Warnings = append(c.Warnings, "environment: unknown "+name+didYouMean(name, known))
 	}

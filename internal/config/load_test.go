@@ -53,7 +53,10 @@ control_plane:
 default_policy:
   mode: allowlist
   allow: [10.0.0.0/8]
-strict: false
+guard:
+  deny: [169.254.0.0/16]
+  allow: ["10.0.0.53:53"]
+strict: true
 limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 `,
 			want: func(c *Config) {
@@ -67,6 +70,11 @@ limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 				c.DefaultPolicy = &policy.Policy{
 					Mode: policy.ModeAllowlist, Allow: []policy.Rule{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}},
 				}
+				c.Guard = &policy.Guard{
+					Allow: []policy.Rule{{Prefix: netip.MustParsePrefix("10.0.0.53/32"), Ports: []policy.Ports{{First: 53, Last: 53}}}},
+					Deny:  []policy.Rule{{Prefix: netip.MustParsePrefix("169.254.0.0/16")}},
+				}
+				c.Strict = true
 				c.Limits.Attachments, c.Limits.Rules, c.Limits.MetadataBytes, c.Limits.Flows = 5, 10, 100, 7
 			},
 		},
@@ -82,12 +90,15 @@ limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 				"NETFENCE_CONTROL_PLANE_URL=dir:///srv/policies",
 				"NETFENCE_CONTROL_PLANE_SUBSCRIBE_ACK_TIMEOUT=250ms",
 				"NETFENCE_METADATA=region=eu, note=a=b",
+				"NETFENCE_GUARD={deny: [169.254.0.0/16]}", "NETFENCE_STRICT=true",
 				"NETFENCE_DEFAULT_POLICY={mode: denylist, deny: [10.0.0.0/8], dns: {mode: disabled}}",
 			},
 			want: func(c *Config) {
 				c.ControlPlane.URL = Endpoint{Dir: "/srv/policies"}
 				c.ControlPlane.SubscribeAckTimeout = 250 * time.Millisecond
 				c.Metadata = map[string]string{"region": "eu", "note": "a=b"}
+				c.Guard = &policy.Guard{Deny: []policy.Rule{{Prefix: netip.MustParsePrefix("169.254.0.0/16")}}}
+				c.Strict = true
 				c.DefaultPolicy = &policy.Policy{
 					Mode: policy.ModeDenylist, Deny: []policy.Rule{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}},
 					DNS: policy.DNS{Mode: policy.DNSDisabled},
@@ -197,8 +208,12 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "control_plane: {on_disconnect: open}", want: `"open" is not supported yet (use keep)`},
 		{file: "control_plane: {token_file: /a}", want: "control_plane.token_file: not supported yet"},
 		{file: "control_plane: {tls: {ca_file: /a}}", want: "line 1: control_plane.tls: not supported yet: the control plane would be dialled in plaintext"},
-		{file: "guard: {deny: [10.0.0.0/8]}", want: "line 1: guard: not supported yet: no rule would stand above the control plane's"},
-		{file: "strict: true", want: "line 1: strict: not supported yet"},
+		{file: "guard: {deny: [10.0.0.1/8]}", want: "line 1: guard: line 1: deny rule 1: prefix 10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?"},
+		{file: "guard: {deny: [metadata.internal]}", want: "deny rule 1: metadata.internal is a name; a guard holds addresses (names are a policy's)"},
+		{file: "guard: {deny: [{cidr: 10.0.0.0/8, ttl: 1m}]}", want: "guard deny rule 1: 10.0.0.0/8: a guard rule has no lifetime (leave ttl and expires_at out)"},
+		{file: "guard: {mode: denylist}", want: `unknown key "mode"`},
+		{file: "guard: [10.0.0.0/8]", want: "expected a mapping, found a list"},
+		{file: "strict: maybe", want: `line 1: strict: "maybe" is neither true nor false`},
 		{file: "strict: yes", want: `line 1: strict: "yes" is neither true nor false`},
 		{file: "default_policy: {mode: allowlist, allow: [10.0.0.1/8]}", want: "allow rule 1: prefix 10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?"},
 		{file: "default_policy: {mode: allowlist, match: {a: b}}", want: `unknown key "match"`},
@@ -221,7 +236,8 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "a: b: c", want: "mapping values are not allowed"},
 		{file: "#" + strings.Repeat("a", maxFileBytes), want: "larger than 1048576 bytes"},
 		{environ: "NETFENCE_LOG_LEVEL=loud", want: `environment NETFENCE_LOG_LEVEL: "loud" is none of debug, info, warn, error`},
-		{environ: "NETFENCE_GUARD={deny: [10.0.0.0/8]}", want: "environment NETFENCE_GUARD: not supported yet"},
+		{environ: "NETFENCE_GUARD={deny: [x]}", want: "environment NETFENCE_GUARD: line 1: deny rule 1: x is a name"},
+		{environ: "NETFENCE_GUARD_DENY=10.0.0.0/8", want: "environment NETFENCE_GUARD_DENY: unknown (one variable has it all, NETFENCE_GUARD='{deny: [169.254.0.0/16]}')"},
 		{environ: "NETFENCE_CONTROL_PLANE_TLS_CA_FILE=/a", want: "environment NETFENCE_CONTROL_PLANE_TLS_CA_FILE: not supported yet"},
 		{environ: "NETFENCE_METADATA=a", want: `environment NETFENCE_METADATA: "a" is not name=value`},
 	} {

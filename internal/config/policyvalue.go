@@ -36,6 +36,22 @@ func (v value) policy() (*policy.Policy, error) {
 	return p, nil
 }
 
+// setGuard takes address rules only: a name is answered as a policy says.
+func setGuard(c *Config, v value) error {
+	node, err := v.structured()
+	if err != nil {
+		return err
+	}
+	g := &policy.Guard{}
+	if err := node.Decode(g); err != nil {
+		return err
+	}
+	if c.Guard = g; g.Empty() {
+		c.Guard = nil
+	}
+	return nil
+}
+
 func setUpstream(c *Config, v value) error {
 	list, err := v.list()
 	if err != nil {

@@ -114,17 +114,6 @@ func setOnDisconnect(_ *Config, v value) error {
 	return nil
 }
 
-func setStrict(c *Config, v value) error {
-	strict, err := v.boolean()
-	if err != nil {
-		return err
-	}
-	if strict {
-		return unsupported("an attach that cannot confine its workload would be accepted, with a warning only")(c, v)
-	}
-	return nil
-}
-
 func setMaxFlow(c *Config, v value) error {
 	text, err := v.text()
 	if err != nil {

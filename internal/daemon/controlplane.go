@@ -30,7 +30,7 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 	if dir := c.ControlPlane.URL.Dir; dir != "" {
 		var err error
 		p.folder, err = folder.Open(folder.Options{
-			Dir: dir, Default: c.DefaultPolicy, Limits: policy.Limits{Rules: c.Limits.Rules},
+			Dir: dir, Default: c.DefaultPolicy, Limits: policy.Limits{Rules: c.Limits.Rules}, Guard: c.Guard,
 			MaxCommandBytes: maxCommandBytes, Log: log,
 		})
 		if err != nil {

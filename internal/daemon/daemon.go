@@ -123,7 +123,7 @@ func openStore(c *config.Config, log *slog.Logger) (*state.Store, error) {
 		Limits: state.Limits{
 			Attachments: c.Limits.Attachments, MetadataBytes: c.Limits.MetadataBytes, Policy: policy.Limits{Rules: c.Limits.Rules},
 		},
-		Log: log,
+		Guard: c.Guard, Log: log,
 	})
 }
 
@@ -168,7 +168,7 @@ func (d *daemon) assemble(version string) error {
 			}
 			return s
 		},
-		DetachOrphans: d.reconciler.DetachOrphans,
+		DetachOrphans: d.reconciler.DetachOrphans, Strict: d.config.Strict,
 	})
 	return nil
 }

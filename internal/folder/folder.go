@@ -34,6 +34,7 @@ type Options struct {
 	// What the daemon takes: a file that goes beyond is broken. Zero: no limit of bytes, policy's of rules.
 	MaxCommandBytes int
 	Limits          policy.Limits
+	Guard           *policy.Guard
 	Log             *slog.Logger // nil: slog.Default
 }
 

@@ -105,7 +105,7 @@ func newDecision(source string, p *policy.Policy, opts *Options) (decision, erro
 	if err := p.Validate(opts.Limits); err != nil {
 		return decision{}, err
 	}
-	if _, err := p.Compile(); err != nil {
+	if _, err := p.CompileWith(opts.Guard); err != nil {
 		return decision{}, err
 	}
 	update, err := wire.BulkUpdate(p, wire.Self())

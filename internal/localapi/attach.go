@@ -47,6 +47,9 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 			return s.attachResponse(*found, false, own), nil
 		}
 		if r.GetDryRun() {
+			if err := s.confines(t); err != nil {
+				return nil, fmt.Errorf("attach %s: %w", t, err)
+			}
 			return &netfencev1.AttachResponse{Created: true}, nil
 		}
 		a, err := s.create(ctx, r, t, own)
@@ -143,6 +146,10 @@ func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t targ
 	if err := s.waitKernel(ctx, a.ID, revision); err != nil {
 		return state.Attachment{}, err
 	}
+	// With the filter there, what is opened from now on is confined.
+	if err := s.confines(t); err != nil {
+		return state.Attachment{}, err
+	}
 	if own == nil {
 		if err := s.opts.Subscriber.Subscribe(ctx, a.ID); err != nil {
 			return state.Attachment{}, err
@@ -190,7 +197,7 @@ func (s *Server) waitKernel(ctx context.Context, id string, revision state.Revis
 }
 
 func (s *Server) attachResponse(a state.Attachment, created bool, own *ownPolicy) *netfencev1.AttachResponse {
-	response := &netfencev1.AttachResponse{Id: a.ID, Created: created, Warnings: warnings(a)}
+	response := &netfencev1.AttachResponse{Id: a.ID, Created: created, Warnings: s.warnings(a)}
 	if a.Policy.Mode == policy.ModeBlockAll && !a.Pending && !a.OwnPolicy {
 		response.Warnings = append(response.Warnings, "its policy is block-all, so nothing passes "+
 			"(no policy may have matched its metadata; see `netfenced policy show "+a.ID+"`)")

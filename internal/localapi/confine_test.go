@@ -3,51 +3,17 @@
 package localapi
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
 )
-
-// A directory stands for the cgroup and another for /proc.
-func TestLook(t *testing.T) {
-	cgroup, proc := t.TempDir(), t.TempDir()
-	write := func(path, text string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	process := func(pid, capabilities string, namespace int) {
-		t.Helper()
-		write(filepath.Join(proc, pid, "status"), "Name:\tx\nCapEff:\t"+capabilities+"\n")
-		if err := os.Mkdir(filepath.Join(proc, pid, "ns"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(fmt.Sprintf("net:[%d]", namespace), filepath.Join(proc, pid, "ns/net")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	process("self", "000001ffffffffff", 1)
-	process("10", "0000000000000000", 1)
-	process("11", "0000000000001000", 1) // CAP_NET_ADMIN
-	process("12", "0000000000002000", 2) // CAP_NET_RAW
-	process("13", "0000000000000001", 2)
-	write(filepath.Join(cgroup, "cgroup.procs"), "10\n11\n")
-	write(filepath.Join(cgroup, "child/cgroup.procs"), "12\n13\n99\n") // the last has ended
-
-	if got, want := look(cgroup, proc), (looked{escaping: 2, elsewhere: 2}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-}
 
 func TestWarningsAboutDNS(t *testing.T) {
 	egress := target.Target{Type: target.Interface, Name: "eth0", Direction: target.Egress}
@@ -65,8 +31,87 @@ func TestWarningsAboutDNS(t *testing.T) {
 		{"egress, everything dropped anyway", egress, policy.Policy{}, nil},
 		{"ingress", ingress, policy.Policy{Mode: policy.ModeAllowlist}, nil},
 	} {
-		if got := warnings(state.Attachment{Target: tt.target, Policy: &tt.policy}); !reflect.DeepEqual(got, tt.want) {
+		if got := new(Server).warnings(state.Attachment{Target: tt.target, Policy: &tt.policy}); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}
+}
+
+const (
+	capable   = "2 processes of the cgroup have CAP_NET_ADMIN, CAP_NET_RAW or CAP_BPF: tunnels and packet sockets of theirs pass the filter by (drop these capabilities)"
+	connected = "1 processes of the cgroup hold sockets that were opened before they joined it, and that pass the filter by (start them in the cgroup)"
+	elsewhere = "3 processes of the cgroup are in another network namespace, where DNS is not answered yet: port 53 is denied to them (attach the host's end of their interface)"
+	more      = "the cgroup has too many processes or sockets to look at each (attach before they start)"
+)
+
+func TestAttachWarns(t *testing.T) {
+	for _, tt := range []struct {
+		seen target.Occupants
+		want []string
+	}{
+		{target.Occupants{}, nil},
+		{target.Occupants{Capable: 2, Connected: 1, Elsewhere: 3, More: true}, []string{capable, connected, more, elsewhere}},
+	} {
+		e := newEnv(t, state.Limits{}, func(o *Options) { o.Look = func(string) target.Occupants { return tt.seen } })
+		r, err := e.client.Attach(t.Context(), attachCgroup("/cg/a"))
+		if err != nil || !slices.Equal(r.GetWarnings(), tt.want) {
+			t.Errorf("%+v: %q, %v, want %q", tt.seen, r.GetWarnings(), err, tt.want)
+		}
+	}
+}
+
+func TestStrict(t *testing.T) {
+	own, dryRun := attachCgroup("/cg/a"), attachCgroup("/cg/a")
+	own.Policy = &netfencev1.BulkUpdate{Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST}
+	dryRun.DryRun = true
+	for _, tt := range []struct {
+		name    string
+		seen    target.Occupants
+		request *netfencev1.AttachRequest
+		refused string // empty: attached
+	}{
+		{"nobody there", target.Occupants{}, attachCgroup("/cg/a"), ""},
+		{"capabilities", target.Occupants{Capable: 2}, attachCgroup("/cg/a"), capable},
+		{"sockets", target.Occupants{Connected: 1}, attachCgroup("/cg/a"), connected},
+		{"both, and more", target.Occupants{Capable: 2, Connected: 1, More: true}, attachCgroup("/cg/a"), capable + "; " + connected + "; " + more},
+		{"a policy of its own", target.Occupants{Connected: 1}, own, connected},
+		{"dry run", target.Occupants{Connected: 1}, dryRun, connected},
+		{"DNS that is denied is no way out", target.Occupants{Elsewhere: 3}, attachCgroup("/cg/a"), ""},
+		{"an interface", target.Occupants{Capable: 2}, attachInterface("eth0", ""), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEnv(t, state.Limits{}, func(o *Options) {
+				o.Strict, o.Look = true, func(string) target.Occupants { return tt.seen }
+			})
+			_, err := e.client.Attach(t.Context(), tt.request)
+			if tt.refused == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantStatus(t, err, codes.FailedPrecondition, "attach cgroup /cg/a: not confined, and the configuration is strict: "+tt.refused)
+			e.nothingLeft(t)
+		})
+	}
+}
+
+// TestStrictRetry: an attachment that is there already is not refused to who asks for it again.
+func TestStrictRetry(t *testing.T) {
+	var seen target.Occupants
+	e := newEnv(t, state.Limits{}, func(o *Options) { o.Strict, o.Look = true, func(string) target.Occupants { return seen } })
+	request := attachCgroup("/cg/a")
+	request.Key = "job"
+	if _, err := e.client.Attach(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	seen.Capable = 2
+	r, err := e.client.Attach(t.Context(), request)
+	if err != nil || r.GetCreated() || !slices.Equal(r.GetWarnings(), []string{capable}) {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+func attachCgroup(path string) *netfencev1.AttachRequest {
+	return &netfencev1.AttachRequest{Target: &netfencev1.AttachRequest_CgroupPath{CgroupPath: path}}
 }

@@ -43,7 +43,7 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 		Drops:        counters.Drops,
 		Direction:    info.GetDirection(),
 		Pending:      a.Pending,
-		Warnings:     warnings(a),
+		Warnings:     s.warnings(a),
 		Key:          a.Key,
 		Learned:      learned(s.opts.Learned(a.ID)),
 		OwnPolicy:    a.OwnPolicy,

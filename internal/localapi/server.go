@@ -90,6 +90,10 @@ type Options struct {
 	DNS func(id string) (address string, nameservers []string)
 	// Learned lists what an attachment has learned and what holds still. Nil: nothing.
 	Learned func(id string) []Learned
+	// Look tells who is in a cgroup. Nil: target.Look.
+	Look func(cgroup string) target.Occupants
+	// Strict refuses an Attach that would leave something of a cgroup unconfined, instead of warning about it.
+	Strict bool
 	// DetachOrphans ends what the kernel filters and the store does not know. Nil: there is nothing of the kind.
 	DetachOrphans func() error
 	// Events is what Watch streams. Nil: Watch is unimplemented.
@@ -118,6 +122,9 @@ type Server struct {
 func New(opts Options) *Server {
 	if opts.KernelTimeout == 0 {
 		opts.KernelTimeout = 10 * time.Second
+	}
+	if opts.Look == nil {
+		opts.Look = target.Look
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()

@@ -76,7 +76,7 @@ func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
 	if err != nil {
 		return err
 	}
-	compiled, err := p.Settle(nil, now, time.Now()).Compile()
+	compiled, err := p.Settle(nil, now, time.Now()).CompileWith(o.config.Guard)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func (o *Options) policy() (*policy.Policy, []string, error) {
 	if err := p.Validate(policy.Limits{Rules: o.Config.Limits.Rules}); err != nil {
 		return nil, nil, err
 	}
-	if _, err := p.Compile(); err != nil {
+	if _, err := p.CompileWith(o.Config.Guard); err != nil {
 		return nil, nil, err
 	}
 	return p, warnings, nil

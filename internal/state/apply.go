@@ -48,7 +48,7 @@ func (s *Store) Create(a Attachment) (Attachment, Revision, error) {
 	if err != nil {
 		return Attachment{}, 0, err
 	}
-	compiled, err := p.Compile()
+	compiled, err := s.compile(p, a.Pending)
 	if err != nil {
 		return Attachment{}, 0, err
 	}
@@ -111,9 +111,18 @@ func (s *Store) checkFree(a *Attachment) error {
 func (s *Store) Check(p *policy.Policy) error {
 	p, err := s.settle(p, nil)
 	if err == nil {
-		_, err = p.Compile()
+		_, err = s.compile(p, false)
 	}
 	return err
+}
+
+// compile makes what the kernel is to hold. A pending attachment is closed to
+// what the guard allows too.
+func (s *Store) compile(p *policy.Policy, pending bool) (*policy.Compiled, error) {
+	if pending {
+		return p.Compile()
+	}
+	return p.CompileWith(s.guard)
 }
 
 // settle validates p and gives its rules their deadlines.
@@ -166,7 +175,7 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 		s.confirm(r)
 		return a.Revision, nil
 	}
-	compiled, err := p.Compile()
+	compiled, err := s.compile(p, next.Pending)
 	if err != nil {
 		return 0, err
 	}

@@ -66,8 +66,10 @@ func (s *Store) Desired(id string) (Desired, error) {
 	if d.Removing || compiled != nil {
 		return d, nil
 	}
-	var err error // of a file that an older version wrote: Apply lets nothing else pass
-	d.Compiled, err = a.Policy.Compile()
+	// An error is of a file that an older version wrote, or of a guard that this
+	// daemon has and the one before had not: Apply lets nothing else pass.
+	var err error
+	d.Compiled, err = s.compile(a.Policy, a.Pending)
 	return d, err
 }
 

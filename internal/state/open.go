@@ -37,6 +37,7 @@ const (
 func Open(path, bootID string, opts Options) (*Store, error) {
 	s := &Store{
 		limits:   opts.Limits,
+		guard:    opts.Guard,
 		clock:    opts.Clock,
 		log:      opts.Log,
 		records:  make(map[string]*record),

@@ -22,14 +22,17 @@ type Limits struct {
 // Options of a Store. The zero value is good.
 type Options struct {
 	Limits Limits
-	Clock  Clock        // nil: SystemClock
-	Log    *slog.Logger // nil: slog.Default
+	// Guard is above every policy; nil: none. It must be valid.
+	Guard *policy.Guard
+	Clock Clock        // nil: SystemClock
+	Log   *slog.Logger // nil: slog.Default
 }
 
 // Store is the desired state. Its methods may be called from any goroutine.
 type Store struct {
 	file   *file
 	limits Limits
+	guard  *policy.Guard
 	clock  Clock
 	log    *slog.Logger
 

@@ -63,7 +63,7 @@ func reopen(t testing.TB, s *Store) *Store {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return open(t, s.file.path, Options{Clock: s.clock, Limits: s.limits})
+	return open(t, s.file.path, Options{Clock: s.clock, Limits: s.limits, Guard: s.guard})
 }
 
 func cgroup(n int) target.Target {
