@@ -53,7 +53,7 @@ func addTo(sums *map[string]uint64, counts map[string]uint64) {
 	}
 }
 
-// Census reads the counters of all attachments: 10,000 in about a tenth of a
+// Census reads the counters of all attachments: 10,000 in some tenths of a
 // second. Nothing waits for it.
 func (d *Datapath) Census() (Census, error) {
 	d.mu.Lock()

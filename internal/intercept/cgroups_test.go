@@ -105,9 +105,10 @@ func TestCgroupRawSockets(t *testing.T) {
 	otherID, _ := attach(t, d, cgroupTarget(t, other), everywhere())
 	outside := testenv.Observe(t, w.Outside, "eth0")
 	front(t, intercept.OpenCgroups, d)
-	for _, to := range []netip.AddrPort{
-		port53("198.51.100.9"),
-		netip.MustParseAddrPort(d.DNSAddress(id)), netip.MustParseAddrPort(d.DNSAddress(otherID)),
+	for to, reason := range map[netip.AddrPort]string{
+		port53("198.51.100.9"):                         "dns",
+		netip.MustParseAddrPort(d.DNSAddress(id)):      "protected",
+		netip.MustParseAddrPort(d.DNSAddress(otherID)): "protected",
 	} {
 		before, err := d.Counters(id)
 		if err != nil {
@@ -122,8 +123,8 @@ func TestCgroupRawSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := after.Drops["dns"] - before.Drops["dns"]; n != 1 {
-			t.Errorf("raw packet to %s: %d dropped for dns, want 1", to, n)
+		if n := after.Drops[reason] - before.Drops[reason]; n != 1 {
+			t.Errorf("raw packet to %s: %d dropped as %s, want 1", to, n, reason)
 		}
 	}
 	escaped(t, outside, nil, cg)

@@ -80,7 +80,7 @@ func (s *scene) standing(t *testing.T) standing {
 	st := standing{Attachments: s.List(t), Pins: s.pins(t)}
 	for i := range st.Attachments {
 		st.Policies = append(st.Policies, s.Show(t, st.Attachments[i].ID).Policy)
-		st.Attachments[i].PacketsAllowed, st.Attachments[i].PacketsBlocked = 0, 0
+		st.Attachments[i].PacketsAllowed, st.Attachments[i].PacketsBlocked, st.Attachments[i].Drops = 0, 0, nil
 	}
 	return st
 }
