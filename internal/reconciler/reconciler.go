@@ -60,6 +60,7 @@ type Reconciler struct {
 	mu       sync.Mutex
 	orphans  []string            // found at the start of Run
 	untried  map[string]struct{} // of what was desired then
+	attached map[string]struct{} // by this reconciler; from then on the kernel's side watches
 	caughtUp chan struct{}
 }
 
@@ -179,17 +180,44 @@ func (r *Reconciler) reconcile(id string) error {
 }
 
 func (r *Reconciler) remove(d state.Desired) error {
+	r.note(d.ID, false)
 	if err := r.kernel.Detach(d.ID); err != nil {
 		return err
 	}
 	return r.store.Removed(d)
 }
 
+// attach is done once, and again after a failure: to look at every link with every
+// policy would take longer than the policy.
+func (r *Reconciler) attach(d state.Desired) error {
+	r.mu.Lock()
+	_, done := r.attached[d.ID]
+	r.mu.Unlock()
+	if done {
+		return nil
+	}
+	return r.kernel.Attach(d.ID, d.Target)
+}
+
+func (r *Reconciler) note(id string, attached bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !attached {
+		delete(r.attached, id)
+		return
+	}
+	if r.attached == nil {
+		r.attached = make(map[string]struct{})
+	}
+	r.attached[id] = struct{}{}
+}
+
 func (r *Reconciler) update(d state.Desired) error {
-	err := r.kernel.Attach(d.ID, d.Target)
+	err := r.attach(d)
 	if err == nil {
 		err = r.kernel.Replace(d.ID, d.Compiled)
 	}
+	r.note(d.ID, err == nil)
 	switch {
 	case err == nil:
 		return r.store.InForce(d)

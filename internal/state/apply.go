@@ -48,7 +48,7 @@ func (s *Store) Create(a Attachment) (Attachment, Revision, error) {
 	if err != nil {
 		return Attachment{}, 0, err
 	}
-	compiled, err := s.compile(p, a.Pending)
+	p, compiled, err := s.compile(p, a.Pending)
 	if err != nil {
 		return Attachment{}, 0, err
 	}
@@ -111,18 +111,20 @@ func (s *Store) checkFree(a *Attachment) error {
 func (s *Store) Check(p *policy.Policy) error {
 	p, err := s.settle(p, nil)
 	if err == nil {
-		_, err = s.compile(p, false)
+		_, _, err = s.compile(p, false)
 	}
 	return err
 }
 
-// compile makes what the kernel is to hold. A pending attachment is closed to
-// what the guard allows too.
-func (s *Store) compile(p *policy.Policy, pending bool) (*policy.Compiled, error) {
-	if pending {
-		return p.Compile()
-	}
-	return p.CompileWith(s.guard)
+// compile makes what the kernel is to hold, and returns the policy that others
+// have in common with it. A pending attachment is closed to what the guard allows too.
+func (s *Store) compile(p *policy.Policy, pending bool) (*policy.Policy, *policy.Compiled, error) {
+	return s.shared.get(p, pending, func(p *policy.Policy) (*policy.Compiled, error) {
+		if pending {
+			return p.Compile()
+		}
+		return p.CompileWith(s.guard)
+	})
 }
 
 // settle validates p and gives its rules their deadlines.
@@ -175,10 +177,11 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 		s.confirm(r)
 		return a.Revision, nil
 	}
-	compiled, err := s.compile(p, next.Pending)
+	p, compiled, err := s.compile(p, next.Pending)
 	if err != nil {
 		return 0, err
 	}
+	next.Policy = p
 	a = a.with(next)
 	if err := s.file.save(&a, r.inForce, next); err != nil {
 		return 0, err

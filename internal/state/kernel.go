@@ -68,9 +68,17 @@ func (s *Store) Desired(id string) (Desired, error) {
 	}
 	// An error is of a file that an older version wrote, or of a guard that this
 	// daemon has and the one before had not: Apply lets nothing else pass.
-	var err error
-	d.Compiled, err = s.compile(a.Policy, a.Pending)
-	return d, err
+	common, compiled, err := s.compile(a.Policy, a.Pending)
+	if err != nil {
+		return d, err
+	}
+	d.Compiled, d.version.Policy = compiled, common
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.attachment.Policy == a.Policy { // from the file, where each has its own
+		r.attachment.Policy = common
+	}
+	return d, nil
 }
 
 // InForce reports that the kernel holds d. That too is written, unless it was

@@ -32,6 +32,7 @@ type Options struct {
 type Store struct {
 	file   *file
 	limits Limits
+	shared shared
 	guard  *policy.Guard
 	clock  Clock
 	log    *slog.Logger
