@@ -78,13 +78,14 @@ func TestSharedPoliciesEnd(t *testing.T) {
 		}
 		return p
 	}
-	p = large()
-	get(p, false, 4)
-	if q, _, err := s.get(large(), false, compile); q != p || err != nil {
-		t.Errorf("large, while somebody has it: %v", err)
-	}
-	runtime.KeepAlive(p)
-	p = nil
+	func() {
+		p := large()
+		get(p, false, 4)
+		if q, _, err := s.get(large(), false, compile); q != p || err != nil {
+			t.Errorf("large, while somebody has it: %v", err)
+		}
+		runtime.KeepAlive(p)
+	}()
 	runtime.GC()
 	if slices.ContainsFunc(s.recent, func(e sharedPolicy) bool { return e.kept == nil && e.policy.Value() != nil }) {
 		t.Error("a large policy is kept that nobody has")
