@@ -47,6 +47,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_interface_places SEC(".maps");
 
+/* The daemon keeps it as the addresses of the interfaces, and of bridges around them, are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_ONLINK);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct onlink_key);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nf_onlink SEC(".maps");
+
 /*
  * Cgroup identity. The kernel keeps a cgroup's entry when its last program goes,
  * so detach writes 0 first. Keyed by cgroup alone: all programs share the entry.

@@ -97,9 +97,9 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 		return REASON_MALFORMED;
 	if (!asks_rules(word))
 		return guarded(&learning, p);
-	if (word & WORD_SOURCE && !source_holds(skb, WORD_SLOT(word), headerless, p))
+	if (word & WORD_SOURCE && !source_holds(skb, identity, WORD_SLOT(word), headerless, p))
 		return REASON_SOURCE;
-	if (configures(p))
+	if (configures(identity, p))
 		return REASON_NONE;
 	if (is_loopback(&p->dst))
 		return REASON_LOOPBACK;
@@ -250,7 +250,7 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 		return guarded(&learning, p);
 	if (reason)
 		return reason;
-	if (word & WORD_SOURCE && !loopback && !source_holds(skb, WORD_SLOT(word), 1, p))
+	if (word & WORD_SOURCE && !loopback && !source_holds(skb, identity, WORD_SLOT(word), 1, p))
 		return REASON_SOURCE;
 	if (loopback)
 		return loopback_verdict(skb, identity, word, p);

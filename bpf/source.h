@@ -160,8 +160,8 @@ static __always_inline int nd_holds(struct __sk_buff *skb, __u32 slot, const str
  * ARP header begins, 0: without a link-layer header, or of a cgroup). What a host
  * sends before it has an address comes from none, or from a link-local one.
  */
-__attribute__((noinline)) int source_holds(struct __sk_buff *skb, __u32 slot, __u32 headerless,
-					   const struct packet *p)
+__attribute__((noinline)) int source_holds(struct __sk_buff *skb, __u64 identity, __u32 slot,
+					   __u32 headerless, const struct packet *p)
 {
 	if (!skb || !p)
 		return 0;
@@ -170,7 +170,7 @@ __attribute__((noinline)) int source_holds(struct __sk_buff *skb, __u32 slot, __
 	if (p->arp)
 		return arp_holds(skb, slot, p);
 	if (!address_listed(slot, &p->src) &&
-	    !(configures(p) && (is_unspecified(&p->src) || is_link_local(&p->src))))
+	    !(configures(identity, p) && (is_unspecified(&p->src) || is_link_local(&p->src))))
 		return 0;
 	if (headerless || p->protocol != IPPROTO_ICMPV6 || p->fragment)
 		return 1;

@@ -32,6 +32,7 @@ enum limit {
 	INTERFACE_PLACES = 32768,
 	MAX_RULINGS = 2048, /* for each processor; a power of 2 */
 	MAX_PASSES = 1024, /* likewise */
+	MAX_ONLINK = 262144, /* prefixes, of all attachments */
 };
 
 /* An address of either family in network order; IPv4 is ::ffff:a.b.c.d. */
@@ -103,6 +104,13 @@ struct interface_place {
 /* identity: attachment in the low half, incarnation in the high half. 0: unconfigured. */
 #define IDENTITY_ATTACHMENT(identity) ((__u32)(identity))
 #define IDENTITY_INCARNATION(identity) ((__u32)((identity) >> 32))
+
+/* An IPv6 prefix on the link of an interface: its addresses are reached without a router. */
+struct onlink_key {
+	__u32 length; /* bits, those of the incarnation included */
+	__u32 incarnation;
+	struct address address;
+};
 
 struct prefix {
 	__u32 length; /* bits; an IPv4 /n has 96+n */

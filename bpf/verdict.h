@@ -264,12 +264,23 @@ static __always_inline enum reason guarded(struct learning *learning, struct pac
 	return reason == REASON_NO_RULE ? silence : reason;
 }
 
+static __always_inline int on_link(__u64 identity, const struct address *a)
+{
+	struct onlink_key key = {
+		.length = 8 * (sizeof(key) - sizeof(key.length)),
+		.incarnation = IDENTITY_INCARNATION(identity),
+		.address = *a,
+	};
+
+	return !!bpf_map_lookup_elem(&nf_onlink, &key);
+}
+
 /*
  * configures is true for what a host must send before it can send anything
  * else: DHCP to everyone, neighbour discovery and MLD on the link. Router
  * advertisements and redirects are not among it: they configure others.
  */
-static __always_inline int configures(const struct packet *p)
+static __always_inline int configures(__u64 identity, const struct packet *p)
 {
 	int link_local, link_multicast;
 
@@ -291,9 +302,11 @@ static __always_inline int configures(const struct packet *p)
 	link_local = (p->dst.word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 	switch (p->icmp_type) {
 	case ICMPV6_ROUTER_SOLICITATION:
+		return p->hop_limit == 255 && (link_multicast || link_local);
 	case ICMPV6_NEIGHBOUR_SOLICITATION:
 	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
-		return p->hop_limit == 255 && (link_multicast || link_local);
+		return p->hop_limit == 255 &&
+		       (link_multicast || link_local || on_link(identity, &p->dst));
 	case ICMPV6_MLD_REPORT:
 	case ICMPV6_MLD_DONE:
 	case ICMPV6_MLD2_REPORT:

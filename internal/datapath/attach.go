@@ -132,6 +132,7 @@ func (d *Datapath) enter(a *attachment) error {
 	if !isInterface(a.record) {
 		return nil // has no place to write it before the first link
 	}
+	d.onLink.enter(a.record)
 	return d.own(a)
 }
 
@@ -331,6 +332,9 @@ func (d *Datapath) forget(a *attachment) error {
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("interface identity: %w", err)
+		}
+		if err := d.onLink.leave(a.record); err != nil {
+			return err
 		}
 	}
 	if err := d.forgetLearned(a); err != nil {

@@ -248,6 +248,7 @@ const (
 	bpfLimitINTERFACE_PLACES bpfLimit = 32768
 	bpfLimitMAX_RULINGS      bpfLimit = 2048
 	bpfLimitMAX_PASSES       bpfLimit = 1024
+	bpfLimitMAX_ONLINK       bpfLimit = 262144
 )
 
 type bpfMatch uint32
@@ -285,6 +286,16 @@ type bpfNameKey struct {
 	_           structs.HostLayout
 	Incarnation uint32
 	Id          uint32
+}
+
+type bpfOnlinkKey struct {
+	_           structs.HostLayout
+	Length      uint32
+	Incarnation uint32
+	Address     struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
 }
 
 type bpfPass struct {
@@ -431,6 +442,7 @@ const (
 	bpfMapNfLearners            = "nf_learners"
 	bpfMapNfMeta                = "nf_meta"
 	bpfMapNfNames               = "nf_names"
+	bpfMapNfOnlink              = "nf_onlink"
 	bpfMapNfPasses              = "nf_passes"
 	bpfMapNfProtected           = "nf_protected"
 	bpfMapNfRulings             = "nf_rulings"
@@ -557,6 +569,7 @@ type bpfMapSpecs struct {
 	NfLearners        *ebpf.MapSpec `ebpf:"nf_learners"`
 	NfMeta            *ebpf.MapSpec `ebpf:"nf_meta"`
 	NfNames           *ebpf.MapSpec `ebpf:"nf_names"`
+	NfOnlink          *ebpf.MapSpec `ebpf:"nf_onlink"`
 	NfPasses          *ebpf.MapSpec `ebpf:"nf_passes"`
 	NfProtected       *ebpf.MapSpec `ebpf:"nf_protected"`
 	NfRulings         *ebpf.MapSpec `ebpf:"nf_rulings"`
@@ -619,6 +632,7 @@ type bpfMaps struct {
 	NfLearners        *ebpf.Map `ebpf:"nf_learners"`
 	NfMeta            *ebpf.Map `ebpf:"nf_meta"`
 	NfNames           *ebpf.Map `ebpf:"nf_names"`
+	NfOnlink          *ebpf.Map `ebpf:"nf_onlink"`
 	NfPasses          *ebpf.Map `ebpf:"nf_passes"`
 	NfProtected       *ebpf.Map `ebpf:"nf_protected"`
 	NfRulings         *ebpf.Map `ebpf:"nf_rulings"`
@@ -651,6 +665,7 @@ func (m *bpfMaps) Close() error {
 		m.NfLearners,
 		m.NfMeta,
 		m.NfNames,
+		m.NfOnlink,
 		m.NfPasses,
 		m.NfProtected,
 		m.NfRulings,

@@ -107,6 +107,7 @@ type Datapath struct {
 
 	problems problems
 	witness  *witness // nil: nobody is told of events
+	onLink   *onLink  // nil: opened for cgroups only
 
 	// mu guards what follows. Lock order: attachment.mu before mu, mu before slots.mu.
 	mu       sync.Mutex
@@ -197,7 +198,7 @@ func (d *Datapath) IDs() ([]string, error) {
 // Events that nobody has been told of yet are dropped; see DrainEvents.
 func (d *Datapath) Close() error {
 	d.stop()
-	err := d.witness.close()
+	err := errors.Join(d.witness.close(), d.onLink.close())
 	d.done.Wait()
 	return errors.Join(err, d.unlisten(), d.bpf.Close())
 }

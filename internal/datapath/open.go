@@ -46,13 +46,23 @@ func Open(cfg Config) (*Datapath, error) {
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
 	}
-	if cfg.Events != nil {
-		w, err := newWitness(d, cfg.Events)
+	if d.only != Cgroups {
+		o, err := newOnLink(d)
 		if err != nil {
 			return nil, errors.Join(err, d.bpf.Close())
 		}
+		d.onLink = o
+	}
+	if cfg.Events != nil {
+		w, err := newWitness(d, cfg.Events)
+		if err != nil {
+			return nil, errors.Join(err, d.onLink.close(), d.bpf.Close())
+		}
 		d.witness = w
 		d.done.Go(w.run)
+	}
+	if d.onLink != nil {
+		d.done.Go(d.onLink.run)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	d.stop = stop

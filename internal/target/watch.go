@@ -103,7 +103,7 @@ func NewWatcher(log *slog.Logger) (*Watcher, error) {
 		watched: map[key]*watched{}, paths: map[string]key{}, indexes: map[int]key{},
 		parents: map[int32]*parent{}, pending: map[key]Event{}, doubtful: map[key]bool{},
 	}
-	if w.links, err = subscribeLinks(); err != nil {
+	if w.links, err = subscribe(unix.RTMGRP_LINK); err != nil {
 		return nil, fmt.Errorf("watch interfaces: %w", err)
 	}
 	if w.look, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {

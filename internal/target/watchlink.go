@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// subscribeLinks opens an rtnetlink socket in the network namespace of the
-// calling thread that receives what happens to its interfaces (rtnetlink(7)).
-func subscribeLinks() (*os.File, error) {
+// subscribe opens an rtnetlink socket in the network namespace of the calling
+// thread that receives what the groups tell (rtnetlink(7)).
+func subscribe(groups uint32) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind to link messages: %w", err), unix.Close(fd))
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind to its messages: %w", err), unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), "rtnetlink"), nil
 }
