@@ -38,19 +38,32 @@ struct rtable { /* begins with a struct dst_entry */
 };
 #pragma clang attribute pop
 
-/* Linux 6.2 */
-extern void *bpf_cast_to_kern_ctx(void *context) __ksym;
-extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
+/*
+ * Linux 6.2. Where they are missing, the loader lets their addresses be 0, and the
+ * verifier removes what they would have been called by; where they are, it removes
+ * the slower way. A context at tc and at a cgroup is the struct sk_buff itself.
+ */
+extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+
+/* The loader's network namespace, for kernels that cannot tell a device's. */
+const volatile __u64 own_netns = 0;
 
 /*
  * Whose packet it is begins with where its device is. bpf_get_netns_cookie at tc
  * does not tell: it answers for the packet's socket, and for a packet without one,
- * such as any that a veth or a tap brings in, with the initial namespace.
+ * such as any that a veth or a tap brings in, with the initial namespace. Before
+ * Linux 6.2 there is no tcx either, and a device that moves to another namespace
+ * leaves its qdiscs behind, and their programs: none runs elsewhere than where it
+ * was attached.
  */
 static __always_inline __u64 netns_cookie(struct __sk_buff *context)
 {
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(context);
+	struct sk_buff *skb;
 
+	if (!bpf_cast_to_kern_ctx)
+		return own_netns;
+	skb = bpf_cast_to_kern_ctx(context);
 	return skb->dev->nd_net.net->net_cookie;
 }
 
@@ -81,22 +94,38 @@ static __always_inline int judged_bytes(const struct packet *p)
  */
 static __always_inline int rewrites_itself(struct __sk_buff *context, const struct packet *p)
 {
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(context);
+	struct sk_buff *skb;
 	int at;
 
-	if (BPF_CORE_READ_BITFIELD(skb, ip_summed) != CHECKSUM_PARTIAL)
-		return 0;
-	at = (int)(skb->head - skb->data) + skb->csum_start + skb->csum_offset;
+	if (bpf_cast_to_kern_ctx) {
+		skb = bpf_cast_to_kern_ctx(context);
+		if (BPF_CORE_READ_BITFIELD(skb, ip_summed) != CHECKSUM_PARTIAL)
+			return 0;
+		at = (int)(skb->head - skb->data) + skb->csum_start + skb->csum_offset;
+	} else {
+		skb = (void *)context;
+		if (BPF_CORE_READ_BITFIELD_PROBED(skb, ip_summed) != CHECKSUM_PARTIAL)
+			return 0;
+		at = (int)(BPF_CORE_READ(skb, head) - BPF_CORE_READ(skb, data)) +
+		     BPF_CORE_READ(skb, csum_start) + BPF_CORE_READ(skb, csum_offset);
+	}
 	return at < p->transport + judged_bytes(p);
 }
 
 /* ipv4_route_type is RTN_*, of an IPv4 packet that has been routed. */
 static __always_inline __u16 ipv4_route_type(struct __sk_buff *context)
 {
-	struct sk_buff *skb = bpf_cast_to_kern_ctx(context);
-	struct rtable *route = bpf_rdonly_cast((void *)(skb->_skb_refdst & ~1UL),
-					       bpf_core_type_id_kernel(struct rtable));
+	struct sk_buff *skb;
+	struct rtable *route;
 
+	if (!bpf_cast_to_kern_ctx || !bpf_rdonly_cast) {
+		skb = (void *)context;
+		route = (void *)(BPF_CORE_READ(skb, _skb_refdst) & ~1UL);
+		return BPF_CORE_READ(route, rt_type);
+	}
+	skb = bpf_cast_to_kern_ctx(context);
+	route = bpf_rdonly_cast((void *)(skb->_skb_refdst & ~1UL),
+				bpf_core_type_id_kernel(struct rtable));
 	return route->rt_type;
 }
 

@@ -31,8 +31,10 @@ type Config struct {
 	// RunDir is of this boot: the daemon's lock and the state of the attachments.
 	RunDir string
 	// BPFDir is where the kernel objects are pinned, on a bpffs.
-	BPFDir   string
-	LogLevel slog.Level
+	BPFDir string
+	// InterfaceHook is how programs get onto interfaces.
+	InterfaceHook InterfaceHook
+	LogLevel      slog.Level
 	// Metadata describes this daemon to the control plane.
 	Metadata map[string]string
 	// DaemonID overrides the id that the daemon mints for itself. Empty: minted.
@@ -53,6 +55,16 @@ type Config struct {
 	// Warnings are what the operator should know about the keys that were set: ignored, or without effect yet.
 	Warnings []string
 }
+
+// InterfaceHook is a way to get programs onto interfaces.
+type InterfaceHook uint8
+
+// The values of interface_hook.
+const (
+	HookAuto InterfaceHook = iota // tcx where the kernel has it, else clsact
+	HookTCX
+	HookClsact
+)
 
 // ControlPlane is where policies come from.
 type ControlPlane struct {

@@ -37,6 +37,7 @@ var keys = []key{
 	{name: "data_dir", set: path(func(c *Config) *string { return &c.DataDir }, maxPath)},
 	{name: "run_dir", set: path(func(c *Config) *string { return &c.RunDir }, maxPath)},
 	{name: "bpf_dir", set: path(func(c *Config) *string { return &c.BPFDir }, maxPath)},
+	{name: "interface_hook", set: setInterfaceHook},
 	{name: "log_level", set: setLogLevel},
 	{name: "metadata", set: setMetadata},
 	{name: "daemon_id", set: setDaemonID},

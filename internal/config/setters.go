@@ -31,6 +31,24 @@ func setLogLevel(c *Config, v value) error {
 	return nil
 }
 
+func setInterfaceHook(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	switch text {
+	case "auto":
+		c.InterfaceHook = HookAuto
+	case "tcx":
+		c.InterfaceHook = HookTCX
+	case "clsact":
+		c.InterfaceHook = HookClsact
+	default:
+		return fmt.Errorf("%q is none of auto, tcx, clsact", text)
+	}
+	return nil
+}
+
 func setMetadata(c *Config, v value) error {
 	pairs, err := v.pairs()
 	if err != nil {

@@ -100,6 +100,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		MaxLearned: d.config.Limits.Learned, MaxNames: d.config.Limits.Names, Grace: d.config.DNS.Grace,
 		MaxFlowTCP: d.config.DNS.MaxFlowTCP, MaxFlowOther: d.config.DNS.MaxFlowOther,
 		Events: d.hub.Publish, EventRate: d.config.Events.Rate,
+		InterfaceHook: interfaceHooks[d.config.InterfaceHook],
 	})
 	if err != nil {
 		return err
@@ -112,6 +113,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	d.watcher, err = target.NewWatcher(d.log)
 	return err
+}
+
+var interfaceHooks = map[config.InterfaceHook]datapath.InterfaceHook{
+	config.HookAuto: datapath.HookAuto, config.HookTCX: datapath.HookTCX, config.HookClsact: datapath.HookClsact,
 }
 
 func openStore(c *config.Config, log *slog.Logger) (*state.Store, error) {

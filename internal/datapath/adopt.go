@@ -111,6 +111,17 @@ func (o *ours) count(dir string) (live, defunct int, err error) {
 		return 0, 0, fmt.Errorf("pinned links: %w", err)
 	}
 	for _, e := range entries {
+		if places, ok, err := pinnedPlaces(filepath.Join(dir, e.Name())); ok || err != nil {
+			if err != nil {
+				return 0, 0, fmt.Errorf("pinned filter %s: %w", filepath.Join(dir, e.Name()), err)
+			}
+			there, err := o.countFilters(places)
+			if err != nil {
+				return 0, 0, err
+			}
+			live, defunct = live+there, defunct+max(1, len(places))-there
+			continue
+		}
 		l, info, err := o.open(filepath.Join(dir, e.Name()))
 		switch {
 		case errors.Is(err, errForeign), errors.Is(err, fs.ErrNotExist):
@@ -127,4 +138,17 @@ func (o *ours) count(dir string) (live, defunct int, err error) {
 		}
 	}
 	return live, defunct, nil
+}
+
+func (o *ours) countFilters(places []place) (live int, err error) {
+	for _, p := range places {
+		handle, _, err := p.find(o)
+		if err != nil {
+			return 0, fmt.Errorf("filter %s: %w", p, err)
+		}
+		if handle != 0 {
+			live++
+		}
+	}
+	return live, nil
 }

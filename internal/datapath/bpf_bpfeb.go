@@ -476,6 +476,7 @@ const (
 	bpfVarMaxFlowOther          = "max_flow_other"
 	bpfVarMaxFlowTcp            = "max_flow_tcp"
 	bpfVarMaxFlowsPerAttachment = "max_flows_per_attachment"
+	bpfVarOwnNetns              = "own_netns"
 	bpfVarTick                  = "tick"
 )
 
@@ -588,6 +589,7 @@ type bpfVariableSpecs struct {
 	MaxFlowOther          *ebpf.VariableSpec `ebpf:"max_flow_other"`
 	MaxFlowTcp            *ebpf.VariableSpec `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.VariableSpec `ebpf:"max_flows_per_attachment"`
+	OwnNetns              *ebpf.VariableSpec `ebpf:"own_netns"`
 	Tick                  *ebpf.VariableSpec `ebpf:"tick"`
 }
 
@@ -685,6 +687,7 @@ type bpfVariables struct {
 	MaxFlowOther          *ebpf.Variable `ebpf:"max_flow_other"`
 	MaxFlowTcp            *ebpf.Variable `ebpf:"max_flow_tcp"`
 	MaxFlowsPerAttachment *ebpf.Variable `ebpf:"max_flows_per_attachment"`
+	OwnNetns              *ebpf.Variable `ebpf:"own_netns"`
 	Tick                  *ebpf.Variable `ebpf:"tick"`
 }
 

@@ -12,7 +12,7 @@
 // Pins, below Config.Dir:
 //
 //	v2/maps/NAME       the maps
-//	v2/links/ID/HOOK   the links of an attachment
+//	v2/links/ID/HOOK   the links of an attachment; a directory: see clsact
 //	v2/links/tmp_ID/   one being attached or detached; removed by Open
 //	v2/foreign/        what somebody else had pinned where a link was to be
 //
@@ -75,6 +75,10 @@ type Config struct {
 	// EventRate bounds the events a second of an attachment; 0: events.DefaultRate.
 	EventRate int
 
+	// InterfaceHook is how programs get onto interfaces from now on; those that are
+	// attached stay as they are.
+	InterfaceHook InterfaceHook
+
 	// Only leaves out what the targets of other kinds need, which takes less time.
 	Only Only
 	// MaxAttachments bounds the attachments, and with them the memory and the time
@@ -104,6 +108,8 @@ type Datapath struct {
 	bpf    bpfObjects
 	ours   *ours
 	only   Only
+
+	filters bool // new attachments of interfaces are filters, not links
 
 	problems problems
 	witness  *witness // nil: nobody is told of events

@@ -52,16 +52,27 @@ func (d *Datapath) ListenInterfaces(ifindex int) (io.Closer, error) {
 	if d.only == Cgroups {
 		return nil, errors.New("listen for interfaces: this datapath was opened for cgroups only")
 	}
-	err := link.RawAttachProgram(link.RawAttachProgramOptions{
-		Target: ifindex, Program: d.bpf.NfDnsReturn, Attach: ebpf.AttachTCXIngress,
-	})
-	if err != nil {
+	if err := d.leadBack(ifindex); err != nil {
 		return nil, fmt.Errorf("attach the way back of DNS answers: %w", vanished(err))
 	}
 	if err := d.setDNS(bpfDnsSettingDNS_IFINDEX, uint64(ifindex)); err != nil {
 		return nil, err
 	}
 	return closerFunc(func() error { return d.setDNS(bpfDnsSettingDNS_IFINDEX, 0) }), nil
+}
+
+func (d *Datapath) leadBack(ifindex int) error {
+	if d.filters {
+		return dnsReturn(ifindex).put(d.ours, d.bpf.NfDnsReturn)
+	}
+	return link.RawAttachProgram(link.RawAttachProgramOptions{
+		Target: ifindex, Program: d.bpf.NfDnsReturn, Attach: ebpf.AttachTCXIngress,
+	})
+}
+
+// dnsReturn is where the way back is on the device that queries go through.
+func dnsReturn(ifindex int) place {
+	return place{side: "ingress", ifindex: ifindex, handle: 1, id: "dns"}
 }
 
 type closerFunc func() error

@@ -6,16 +6,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/target"
 )
 
-// verdictHook is the hook that drops packets, the first on and the last off.
-const verdictHook = "verdict"
+// verdictHook is the hook that drops packets, the first on and the last off;
+// repliesHook notes what answers are owed to.
+const (
+	verdictHook = "verdict"
+	repliesHook = "replies"
+)
 
 // hook is one program of an attachment, at its place on the target. What holds it
 // there has the hook's name in the attachment's pin directory, and needs no daemon.
@@ -57,7 +63,7 @@ func (d *Datapath) hooks(r bpfAttachment) []hook {
 	if !isInterface(r) {
 		return []hook{
 			{verdictHook, b.NfCgEgress, ebpf.AttachCGroupInetEgress, cgroup{links}},
-			{"replies", b.NfCgIngress, ebpf.AttachCGroupInetIngress, cgroup{links}},
+			{repliesHook, b.NfCgIngress, ebpf.AttachCGroupInetIngress, cgroup{links}},
 			{"connect4", b.NfConnect4, ebpf.AttachCGroupInet4Connect, cgroup{links}},
 			{"connect6", b.NfConnect6, ebpf.AttachCGroupInet6Connect, cgroup{links}},
 			{"sendmsg4", b.NfSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, cgroup{links}},
@@ -70,20 +76,41 @@ func (d *Datapath) hooks(r bpfAttachment) []hook {
 			{"bind6", b.NfBind6, ebpf.AttachCGroupInet6Bind, cgroup{links}},
 		}
 	}
+	on := d.interfaceHolder(r)
 	out, host, in := b.NfOutL2, b.NfHostL2, b.NfInL2
 	if r.Flags&uint32(bpfAttachmentFlagATTACHMENT_HEADERLESS) != 0 {
 		out, host, in = b.NfOutL3, b.NfHostL3, b.NfInL3
 	}
 	if r.Flags&uint32(bpfAttachmentFlagATTACHMENT_EGRESS) != 0 {
 		return []hook{
-			{verdictHook, host, ebpf.AttachTCXEgress, tcx{links}},
-			{"replies", in, ebpf.AttachTCXIngress, tcx{links}},
+			{verdictHook, host, ebpf.AttachTCXEgress, on},
+			{repliesHook, in, ebpf.AttachTCXIngress, on},
 		}
 	}
 	return []hook{
-		{verdictHook, out, ebpf.AttachTCXIngress, tcx{links}},
-		{"replies", in, ebpf.AttachTCXEgress, tcx{links}},
+		{verdictHook, out, ebpf.AttachTCXIngress, on},
+		{repliesHook, in, ebpf.AttachTCXEgress, on},
 	}
+}
+
+// interfaceHolder is how r is held. What an earlier daemon has attached in another way
+// than this one would stays as it is.
+func (d *Datapath) interfaceHolder(r bpfAttachment) holder {
+	id := uuid.UUID(r.Id).String()
+	for _, name := range []string{verdictHook, repliesHook} {
+		pin, err := os.Stat(filepath.Join(d.pins.attached(id), name))
+		if err != nil {
+			continue
+		}
+		if pin.IsDir() {
+			return clsact{d.ours, id, r.Incarnation}
+		}
+		return tcx{pinnedLink{d.ours}}
+	}
+	if d.filters {
+		return clsact{d.ours, id, r.Incarnation}
+	}
+	return tcx{pinnedLink{d.ours}}
 }
 
 // lost returns the hooks that are not on the target. dead is true if all of ours are on

@@ -43,6 +43,9 @@ func open(t testing.TB, dir string) *Datapath {
 
 func openWith(t testing.TB, cfg Config) *Datapath {
 	t.Helper()
+	if cfg.InterfaceHook == HookAuto && testenv.Clsact() {
+		cfg.InterfaceHook = HookClsact
+	}
 	d, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)

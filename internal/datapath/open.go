@@ -17,6 +17,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/target"
 )
 
 // Open creates the maps, or adopts the pinned ones of an earlier daemon, and
@@ -39,6 +41,9 @@ func Open(cfg Config) (*Datapath, error) {
 	}
 	if err := d.load(cfg, version); err != nil {
 		return nil, err
+	}
+	if err := d.choose(cfg.InterfaceHook); err != nil {
+		return nil, errors.Join(err, d.bpf.Close())
 	}
 	if err := d.unlisten(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
@@ -94,7 +99,7 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load programs: %w (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)", err)
 	case err != nil:
-		return fmt.Errorf("load programs: %w (needs Linux 6.6 with BTF, for tcx and bpf_cast_to_kern_ctx)", err)
+		return fmt.Errorf("load programs: %w (needs Linux 6.1 with BTF)", err)
 	}
 	made := fields[ebpf.Map](&d.bpf.bpfMaps)
 	err = d.pins.takeOver(version)
@@ -122,10 +127,15 @@ func (c Config) spec() (*ebpf.CollectionSpec, error) {
 	if err := limitEvents(spec, c); err != nil {
 		return nil, err
 	}
+	netns, err := target.NetnsCookie()
+	if err != nil {
+		return nil, err
+	}
 	for _, limit := range []struct {
 		key, variable string
 		value         uint64
 	}{
+		{"network namespace", bpfVarOwnNetns, netns},
 		{"limits.flows", bpfVarMaxFlowsPerAttachment, c.MaxFlows},
 		{"dns.max_flow", bpfVarMaxFlowTcp, nanoseconds(c.MaxFlowTCP)},
 		{"dns.max_flow", bpfVarMaxFlowOther, nanoseconds(c.MaxFlowOther)},

@@ -125,8 +125,11 @@ func (o *ours) open(path string) (link.Link, *link.Info, error) {
 	return l, info, nil
 }
 
-// remove ends a link of ours; what is not is set aside.
+// remove ends a link of ours, or a filter; what is not is set aside.
 func (o *ours) remove(path string) error {
+	if places, ok, err := pinnedPlaces(path); ok || err != nil {
+		return errors.Join(err, o.removeFilters(path, places))
+	}
 	l, _, err := o.open(path)
 	switch {
 	case errors.Is(err, errForeign):

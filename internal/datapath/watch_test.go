@@ -72,6 +72,14 @@ func passer(t *testing.T) *ebpf.Program {
 	return p
 }
 
+// linked is cfg with links on interfaces, also where the tests are told to use filters.
+func linked(t *testing.T, cfg Config) Config {
+	t.Helper()
+	testenv.Require(t, testenv.TCX)
+	cfg.InterfaceHook = HookTCX
+	return cfg
+}
+
 func atHead(t *testing.T, tg target.Target, p *ebpf.Program) link.Link {
 	t.Helper()
 	l, err := link.AttachTCX(link.TCXOptions{Interface: tg.Ifindex, Program: p, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
@@ -83,7 +91,7 @@ func atHead(t *testing.T, tg target.Target, p *ebpf.Program) link.Link {
 
 // Whoever gets before our program is put behind it within seconds, and it is told of.
 func TestOursComesFirst(t *testing.T) {
-	d, told := watched(t, Config{Dir: pinDir(t)})
+	d, told := watched(t, linked(t, Config{Dir: pinDir(t)}))
 	world := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
 	tg, err := target.ResolveInterface(world.Link, target.Ingress, "")
 	if err != nil {
@@ -119,7 +127,7 @@ func TestOursComesFirst(t *testing.T) {
 
 // Taking the lead has no moment without a filter.
 func TestTakingTheLeadHasNoGap(t *testing.T) {
-	d := open(t, pinDir(t))
+	d := openWith(t, linked(t, Config{Dir: pinDir(t)}))
 	world := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
 	tg, err := target.ResolveInterface(world.Link, target.Ingress, "")
 	if err != nil {
@@ -153,7 +161,7 @@ func TestTakingTheLeadHasNoGap(t *testing.T) {
 // Two that both want to be the first do not fight for ever.
 func TestTheFightForTheLeadEnds(t *testing.T) {
 	told := &incidents{}
-	d := openWith(t, Config{Dir: pinDir(t), Events: told.add})
+	d := openWith(t, linked(t, Config{Dir: pinDir(t), Events: told.add}))
 	tg := vethTarget(t, "v0")
 	id := attach(t, d, tg)
 	a, theirs := d.known[id], passer(t)
@@ -210,7 +218,7 @@ func TestWhatWasTakenAwayIsPutBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d, told := watched(t, Config{Dir: pinDir(t)})
+	d, told := watched(t, linked(t, Config{Dir: pinDir(t)}))
 	for kind, tg := range map[string]target.Target{"interface": vethTarget(t, "v0"), "cgroup": cgroupTarget(t)} {
 		id := attach(t, d, tg)
 		dir := d.pins.attached(id)

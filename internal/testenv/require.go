@@ -42,6 +42,13 @@ var (
 	})}
 )
 
+// hookEnv is the daemon's own setting interface_hook, in the environment.
+const hookEnv = "NETFENCE_INTERFACE_HOOK"
+
+// Clsact is true if the tests are to run with interfaces held by clsact: because the
+// environment says so, as to the daemon, or because the kernel has no tcx.
+func Clsact() bool { return os.Getenv(hookEnv) == "clsact" || TCX.probe() != nil }
+
 // Program is a command in PATH.
 func Program(name string) Feature {
 	return Feature{name, func() error {

@@ -105,7 +105,8 @@ func (d *Daemon) Policy(t testenv.TB, name, text string) {
 func (d *Daemon) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(d.Binary, args...)
 	for _, pair := range os.Environ() {
-		if !strings.HasPrefix(pair, "NETFENCE_") { // the caller's own settings, and testenv's
+		// Not the caller's own settings, nor testenv's; but how interfaces are held is the machine's.
+		if !strings.HasPrefix(pair, "NETFENCE_") || strings.HasPrefix(pair, "NETFENCE_INTERFACE_HOOK=") {
 			cmd.Env = append(cmd.Env, pair)
 		}
 	}
