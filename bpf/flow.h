@@ -368,12 +368,13 @@ static __always_inline int remembered(__u64 identity, __u64 word, struct packet 
 {
 	__u32 attachment = IDENTITY_ATTACHMENT(identity);
 	__u32 incarnation = IDENTITY_INCARNATION(identity);
-	int names = WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_DNS && has_learned(attachment);
+	__u32 lessons = lessons_for(word, attachment), unopened = 0;
 
 	if (word & WORD_SOURCE)
 		return -1;
 	if (WORD_SLOT(word)) {
-		int ruled = ruling_recall(ruling_place(incarnation, p), word, incarnation, p);
+		int ruled = ruling_recall(ruling_place(incarnation, p), word, incarnation, p,
+					  &unopened);
 
 		if (ruled != REASON_NO_RULE)
 			return ruled;
@@ -383,10 +384,11 @@ static __always_inline int remembered(__u64 identity, __u64 word, struct packet 
 			return REASON_NAME_PROTOCOL;
 		if (WORD_MODE(word) == MODE_DENYLIST)
 			return REASON_NONE;
-		if (!names && !has_flows(attachment))
+		if (lessons == unopened && !has_flows(attachment))
 			return REASON_NO_RULE;
+		p->unruled = 1;
 	}
-	if (names && !(p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_RST_BYTE)) &&
+	if (lessons && !(p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_RST_BYTE)) &&
 	    pass_recall(pass_place(incarnation, p), word, incarnation, p))
 		return REASON_NONE;
 	return -1;

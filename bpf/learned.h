@@ -137,12 +137,12 @@ static long recall_chunk(__u32 i, struct recall *recall)
 	return 0;
 }
 
-/* has_learned is false where there is nothing to look up. */
-static __always_inline int has_learned(__u32 attachment)
+/* lessons_of is 0 where there is nothing to look up: see nf_lessons. */
+static __always_inline __u32 lessons_of(__u32 attachment)
 {
-	__u64 *some = bpf_map_lookup_elem(&nf_learners, &attachment);
+	volatile __u64 *lessons = bpf_map_lookup_elem(&nf_lessons, &attachment);
 
-	return some && *some;
+	return lessons ? *lessons : 0;
 }
 
 /* by_learned sets learning->name and returns 1 if the destination is open by a name. */
@@ -158,7 +158,8 @@ __attribute__((noinline)) int by_learned(struct learning *learning, const struct
 	recall.packet = p;
 	recall.learning = learning;
 	learning->name = 0;
-	bpf_loop(MAX_CHUNKS, recall_chunk, &recall, 0);
+	if (!recall_chunk(0, &recall)) /* few addresses have more than one */
+		bpf_loop(MAX_CHUNKS, recall_chunk, &recall, 0);
 	return learning->name != 0;
 }
 

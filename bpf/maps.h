@@ -189,14 +189,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_names SEC(".maps");
 
-/* attachment → whether it has entries of nf_learned; it may say so a little longer */
+/*
+ * attachment → how often its entries of nf_learned have grown; 0: it has none. It is
+ * counted after they have, and read before they are looked at.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_ATTACHMENTS);
 	__type(key, __u32);
 	__type(value, __u64);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} nf_learners SEC(".maps");
+} nf_lessons SEC(".maps");
 
 /* attachment → live entries of nf_flows: the bound of each, and "none" at a glance */
 struct {

@@ -73,9 +73,9 @@ static __always_inline struct ruling *ruling_place(__u32 incarnation, const stru
 	return bpf_map_lookup_elem(&nf_rulings, &place);
 }
 
-/* ruling_recall returns -1 if it does not know, else an enum reason and p->rule. */
+/* ruling_recall returns -1 if it does not know, else an enum reason, p->rule and *lessons. */
 static __always_inline int ruling_recall(struct ruling *r, __u64 word, __u32 incarnation,
-					 struct packet *p)
+					 struct packet *p, __u32 *lessons)
 {
 	__u32 sequence, rule;
 	int reason;
@@ -90,6 +90,7 @@ static __always_inline int ruling_recall(struct ruling *r, __u64 word, __u32 inc
 		return -1;
 	reason = r->reason;
 	rule = r->rule;
+	*lessons = r->lessons;
 	barrier();
 	if (*(volatile __u32 *)&r->sequence != sequence)
 		return -1;
@@ -98,7 +99,7 @@ static __always_inline int ruling_recall(struct ruling *r, __u64 word, __u32 inc
 }
 
 static __always_inline void ruling_note(struct ruling *r, __u64 word, __u32 incarnation,
-					const struct packet *p, enum reason reason)
+					const struct packet *p, enum reason reason, __u32 lessons)
 {
 	__u32 sequence;
 
@@ -116,6 +117,7 @@ static __always_inline void ruling_note(struct ruling *r, __u64 word, __u32 inca
 	r->protocol = p->protocol;
 	r->reason = reason;
 	r->rule = p->rule;
+	r->lessons = lessons;
 	barrier();
 	*(volatile __u32 *)&r->sequence = sequence + 2;
 }

@@ -50,6 +50,8 @@ struct packet {
 	__u16 transport; /* offset of what follows the network header */
 	__u8 ports_only; /* a rule that allows every port does not mean this one */
 	__u8 timed; /* what by_rules said of it may change by itself */
+	__u8 unruled; /* remembered: no rule speaks of it */
+	__u8 pad[3];
 	__u32 rule; /* that denies it, by struct clause; 0: none */
 };
 

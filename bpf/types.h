@@ -209,9 +209,11 @@ struct ruling {
 	__u64 word;
 	struct address address;
 	__u32 rule; /* as struct packet has it */
+	__u32 lessons; /* of the attachment, up to which no name opened it; 0: not looked */
 	__u16 port;
 	__u8 protocol;
 	__u8 reason; /* enum reason */
+	__u32 pad;
 };
 
 /* A flow that passes by a name, and is noted in nf_flows, until a time. */

@@ -180,26 +180,9 @@ static __always_inline int resolves_names(const struct packet *p)
 	return 0;
 }
 
-/*
- * ruled is by_rules for where p goes, which is noted for remembered() to find. What
- * may change by itself is not, nor what is no answer.
- */
-static __always_inline enum reason ruled(const struct learning *learning, struct packet *p)
-{
-	enum reason reason;
-
-	if (!WORD_SLOT(learning->word))
-		return REASON_NO_RULE;
-	reason = by_rules(WORD_SLOT(learning->word), p, &p->dst);
-	if (!p->portless && !p->timed && reason != REASON_NO_TABLE)
-		ruling_note(ruling_place(learning->incarnation, p), learning->word,
-			    learning->incarnation, p, reason);
-	return reason;
-}
-
 /* unruled is the verdict where no rule speaks: the mode's, and what was learned. */
 static __always_inline enum reason unruled(struct learning *learning, const struct packet *p,
-					   const struct address *destination)
+					   const struct address *destination, __u32 lessons)
 {
 	__u64 word = learning->word;
 
@@ -208,10 +191,40 @@ static __always_inline enum reason unruled(struct learning *learning, const stru
 		return REASON_NAME_PROTOCOL;
 	if (WORD_MODE(word) == MODE_DENYLIST)
 		return REASON_NONE;
-	if (WORD_MODE(word) == MODE_ALLOWLIST && word & WORD_DNS &&
-	    has_learned(learning->attachment) && by_learned(learning, p, destination))
+	if (lessons && by_learned(learning, p, destination))
 		return REASON_NONE;
 	return REASON_NO_RULE;
+}
+
+/* What names may open is asked for in this mode alone. */
+static __always_inline __u32 lessons_for(__u64 word, __u32 attachment)
+{
+	if (WORD_MODE(word) != MODE_ALLOWLIST || !(word & WORD_DNS))
+		return 0;
+	return lessons_of(attachment);
+}
+
+/*
+ * judge_plain judges an address that has no other within, and notes what the rules
+ * said of it for remembered() to find. What may change by itself is not noted, nor
+ * what is no answer.
+ */
+static __always_inline enum reason judge_plain(struct learning *learning, struct packet *p)
+{
+	__u32 lessons = lessons_for(learning->word, learning->attachment);
+	enum reason ruled = REASON_NO_RULE, reason;
+
+	p->timed = 0;
+	if (!p->unruled)
+		ruled = by_rules(WORD_SLOT(learning->word), p, &p->dst);
+	reason = ruled;
+	if (ruled == REASON_NO_RULE)
+		reason = unruled(learning, p, &p->dst, lessons);
+	if (WORD_SLOT(learning->word) && !p->portless && !p->timed && ruled != REASON_NO_TABLE)
+		ruling_note(ruling_place(learning->incarnation, p), learning->word,
+			    learning->incarnation, p, ruled,
+			    reason == REASON_NO_RULE ? lessons : 0);
+	return reason;
 }
 
 /*
@@ -224,23 +237,22 @@ static __always_inline enum reason judge(struct learning *learning, struct packe
 {
 	enum reason outside, inside;
 	struct address inner;
-	__u32 name;
+	__u32 name, lessons;
 
 	p->ports_only =
 		asks_rules(learning->word) && learning->word & WORD_DNS && resolves_names(p);
-	if (!embedded_ipv4(&p->dst, &inner)) {
-		outside = ruled(learning, p);
-		return outside == REASON_NO_RULE ? unruled(learning, p, &p->dst) : outside;
-	}
+	if (!embedded_ipv4(&p->dst, &inner))
+		return judge_plain(learning, p);
+	lessons = lessons_for(learning->word, learning->attachment);
 	outside = by_rules(WORD_SLOT(learning->word), p, &p->dst);
 	if (outside == REASON_NO_RULE)
-		outside = unruled(learning, p, &p->dst);
+		outside = unruled(learning, p, &p->dst, lessons);
 	if (outside != REASON_NONE && outside != REASON_NO_RULE)
 		return outside;
 	name = learning->name;
 	inside = by_rules(WORD_SLOT(learning->word), p, &inner);
 	if (inside == REASON_NO_RULE)
-		inside = unruled(learning, p, &inner);
+		inside = unruled(learning, p, &inner, lessons);
 	learning->deadline = 0; /* not of two grants */
 	if (inside != REASON_NONE && inside != REASON_NO_RULE)
 		return inside;

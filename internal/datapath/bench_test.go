@@ -73,7 +73,8 @@ func BenchmarkPacket(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := d.bpf.NfInterfaces.Put(&bpfInterfaceKey{Netns: cookie, Ifindex: 1}, identity(d.known[id])); err != nil {
+	lo := bpfInterfacePlace{Identity: identity(d.known[id]), Netns: cookie, Ifindex: 1}
+	if err := d.bpf.NfInterfacePlaces.Put(lo.Ifindex, &lo); err != nil {
 		b.Fatal(err)
 	}
 	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{

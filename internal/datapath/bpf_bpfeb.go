@@ -372,9 +372,11 @@ type bpfRuling struct {
 		Word [4]uint32
 	}
 	Rule     uint32
+	Lessons  uint32
 	Port     uint16
 	Protocol uint8
 	Reason   uint8
+	Pad      uint32
 }
 
 type bpfSlotContent struct {
@@ -439,7 +441,7 @@ const (
 	bpfMapNfInterfacePlaces     = "nf_interface_places"
 	bpfMapNfInterfaces          = "nf_interfaces"
 	bpfMapNfLearned             = "nf_learned"
-	bpfMapNfLearners            = "nf_learners"
+	bpfMapNfLessons             = "nf_lessons"
 	bpfMapNfMeta                = "nf_meta"
 	bpfMapNfNames               = "nf_names"
 	bpfMapNfOnlink              = "nf_onlink"
@@ -567,7 +569,7 @@ type bpfMapSpecs struct {
 	NfInterfacePlaces *ebpf.MapSpec `ebpf:"nf_interface_places"`
 	NfInterfaces      *ebpf.MapSpec `ebpf:"nf_interfaces"`
 	NfLearned         *ebpf.MapSpec `ebpf:"nf_learned"`
-	NfLearners        *ebpf.MapSpec `ebpf:"nf_learners"`
+	NfLessons         *ebpf.MapSpec `ebpf:"nf_lessons"`
 	NfMeta            *ebpf.MapSpec `ebpf:"nf_meta"`
 	NfNames           *ebpf.MapSpec `ebpf:"nf_names"`
 	NfOnlink          *ebpf.MapSpec `ebpf:"nf_onlink"`
@@ -631,7 +633,7 @@ type bpfMaps struct {
 	NfInterfacePlaces *ebpf.Map `ebpf:"nf_interface_places"`
 	NfInterfaces      *ebpf.Map `ebpf:"nf_interfaces"`
 	NfLearned         *ebpf.Map `ebpf:"nf_learned"`
-	NfLearners        *ebpf.Map `ebpf:"nf_learners"`
+	NfLessons         *ebpf.Map `ebpf:"nf_lessons"`
 	NfMeta            *ebpf.Map `ebpf:"nf_meta"`
 	NfNames           *ebpf.Map `ebpf:"nf_names"`
 	NfOnlink          *ebpf.Map `ebpf:"nf_onlink"`
@@ -664,7 +666,7 @@ func (m *bpfMaps) Close() error {
 		m.NfInterfacePlaces,
 		m.NfInterfaces,
 		m.NfLearned,
-		m.NfLearners,
+		m.NfLessons,
 		m.NfMeta,
 		m.NfNames,
 		m.NfOnlink,

@@ -161,7 +161,7 @@ type attachment struct {
 	version uint64 // of member
 	rules   atomic.Pointer[rules]
 	memory  memory
-	learner bool          // nf_learners says so
+	lessons uint64        // as nf_lessons has it
 	roomed  time.Duration // when makeRoom last looked, on the boot clock
 }
 

@@ -194,9 +194,6 @@ func (d *Datapath) sweepMemory(a *attachment, over, walked time.Duration) (some 
 		}
 		some = true
 	}
-	if err := d.learnsNothing(a); err != nil {
-		return some, err
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.due = due

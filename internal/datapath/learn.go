@@ -123,42 +123,35 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 		names := len(c.names)
 		edits, addrs = append(edits, all[:names]...), append(addrs, all[names:]...)
 	}
-	for _, a := range held {
-		if err := d.nowLearns(a); err != nil {
-			return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
-		}
-	}
 	if err := apply(append(edits, addrs...)); err != nil {
 		return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
 	}
 	for _, c := range changes {
 		c.commit(&d.room)
 	}
+	if len(changes) == 0 {
+		return nil
+	}
+	for _, a := range held {
+		if err := d.countLesson(a); err != nil {
+			return fmt.Errorf("learn %s: %w", lessons[0].Name, err)
+		}
+	}
 	return nil
 }
 
-// nowLearns has the programs look for what a has learned. They do not where there
-// is nothing: see learnsNothing. The caller holds a.mu.
-func (d *Datapath) nowLearns(a *attachment) error {
-	if a.learner {
-		return nil
+// countLesson has the programs look anew at what they have not found before. It
+// comes after the entries, so that who has not seen them will look again. The
+// caller holds a.mu.
+func (d *Datapath) countLesson(a *attachment) error {
+	next := a.lessons + 1
+	if uint32(next) == 0 {
+		next++ // stands for nothing
 	}
-	if err := d.bpf.NfLearners.Put(a.index, uint64(1)); err != nil {
-		return fmt.Errorf("learner: %w", err)
+	if err := d.bpf.NfLessons.Put(a.index, next); err != nil {
+		return fmt.Errorf("lessons: %w", err)
 	}
-	a.learner = true
-	return nil
-}
-
-// learnsNothing is called after entries have been removed. The caller holds a.mu.
-func (d *Datapath) learnsNothing(a *attachment) error {
-	if !a.learner || len(a.memory.addrs) > 0 {
-		return nil
-	}
-	if err := d.bpf.NfLearners.Put(a.index, uint64(0)); err != nil {
-		return fmt.Errorf("learner: %w", err)
-	}
-	a.learner = false
+	a.lessons = next
 	return nil
 }
 

@@ -54,7 +54,13 @@ func (d *Datapath) remember(now time.Duration) error {
 		c.memory.due = now // the first sweep looks at names without grants
 	}
 	for _, a := range d.known {
-		if err := errors.Join(d.nowLearns(a), d.learnsNothing(a)); err != nil {
+		if err := d.bpf.NfLessons.Lookup(a.index, &a.lessons); err != nil {
+			return fmt.Errorf("lessons: %w", err)
+		}
+		if len(a.memory.addrs) == 0 {
+			continue
+		}
+		if err := d.countLesson(a); err != nil { // a crash may have come before it was counted
 			return err
 		}
 	}
