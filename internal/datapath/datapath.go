@@ -123,6 +123,7 @@ type Datapath struct {
 	listener DNSListener
 
 	nesting nesting
+	walks   walks
 	places  places
 
 	// byIndex finds an attachment without mu; entries change with known.
