@@ -206,8 +206,12 @@ func (cannedDaemon) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev
 			},
 			DenyCidrs: []*netfencev1.CIDREntry{{Cidr: "10.0.9.0/24"}},
 		},
-		Applied:      &netfencev1.Applied{Revision: "r7"},
-		Drops:        map[string]uint64{"no-rule": 2, "deny-rule": 1},
+		Applied: &netfencev1.Applied{Revision: "r7"},
+		Drops:   map[string]uint64{"no-rule": 2, "deny-rule": 1},
+		Guard: &netfencev1.Guard{
+			AllowCidrs: []*netfencev1.CIDREntry{{Cidr: "10.0.0.53/32", Ports: []*netfencev1.PortRange{{First: 53}}}},
+			DenyCidrs:  []*netfencev1.CIDREntry{{Cidr: "169.254.0.0/16"}},
+		},
 		FlowsUnnoted: 3,
 		LastError:    "allow rule 1: prefix is missing",
 		Key:          "job-7",
@@ -222,7 +226,9 @@ var named = &netfencev1.GetResponse{
 		DnsAddress: "127.128.0.7:1053", DnsQueriesAllowed: 4, DnsQueriesBlocked: 1,
 	},
 	Policy: &netfencev1.BulkUpdate{
-		Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST,
+		Mode:       netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST,
+		RepliesUdp: []*netfencev1.PortRange{{First: 5060, Last: 5061, Protocol: netfencev1.Protocol_PROTOCOL_UDP}},
+		Source:     []string{"10.0.0.7", "02:00:00:00:00:01"},
 		Dns: &netfencev1.DnsConfig{
 			Mode: netfencev1.DnsMode_DNS_MODE_ALLOWLIST,
 			AllowDomains: []*netfencev1.DomainEntry{

@@ -17,7 +17,9 @@ type explainRecord struct {
 	Packet  string `json:"packet"`
 	Verdict string `json:"verdict"`
 	// Rule is the one that decides; absent when it is the mode.
-	Rule   string `json:"rule,omitempty"`
+	Rule string `json:"rule,omitempty"`
+	// Guard: the rule is the guard's.
+	Guard  bool   `json:"guard,omitempty"`
 	Reason string `json:"reason"`
 }
 
@@ -61,15 +63,27 @@ func parseQuestion(s string) (question, error) {
 	return q, nil
 }
 
-// explain judges at the instant at which the policy would come into force: no rule has expired.
-func (q question) explain(p *policy.Policy) *explainRecord {
+// explain judges at the instant at which the policy would come into force: no rule has expired. guard is above it; nil:
+// none is known.
+func (q question) explain(p *policy.Policy, guard *policy.Guard) *explainRecord {
+	var r *explainRecord
 	if q.name != "" {
-		return q.explainName(p)
+		r = q.explainName(p, guard)
+	} else {
+		r = q.explainAddress(p, guard)
 	}
-	d := p.Decide(q.flow, 0)
+	if p.Audit && !r.Guard && r.Verdict == policy.Deny.String() {
+		r.Reason += "; in audit it passes, and is counted"
+	}
+	return r
+}
+
+func (q question) explainAddress(p *policy.Policy, guard *policy.Guard) *explainRecord {
+	d := p.DecideWith(guard, q.flow, 0)
 	r := &explainRecord{
 		Packet:  netip.AddrPortFrom(q.flow.Addr, q.flow.Port).String() + "/" + q.flow.Protocol.String(),
 		Verdict: d.Action.String(),
+		Guard:   d.Guard,
 		Reason:  d.Reason,
 	}
 	if d.Rule != nil {
@@ -80,7 +94,7 @@ func (q question) explain(p *policy.Policy) *explainRecord {
 
 // explainName judges the query first. Of the packet that follows its address is not known here, so address rules are
 // not asked: they outrank what is learned.
-func (q question) explainName(p *policy.Policy) *explainRecord {
+func (q question) explainName(p *policy.Policy, guard *policy.Guard) *explainRecord {
 	d := p.DecideName(q.name)
 	r := &explainRecord{
 		Packet:  fmt.Sprintf("%s:%d/%s", q.name, q.flow.Port, q.flow.Protocol),
@@ -104,6 +118,9 @@ func (q question) explainName(p *policy.Policy) *explainRecord {
 		r.Reason = fmt.Sprintf("the name is answered (%s); mode %s passes the packet %s", d.Reason, p.Mode, unlessDenied)
 		if p.Mode == policy.ModeDisabled {
 			r.Reason = fmt.Sprintf("the name is answered (%s); mode %s passes every packet", d.Reason, p.Mode)
+			if !guard.Empty() {
+				r.Reason += " that the guard does not deny"
+			}
 		}
 	case p.DNS.Mode == policy.DNSDisabled:
 		r.Verdict = policy.Deny.String()

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/netfence/netfence/internal/policyfile"
+	"github.com/netfence/netfence/policy"
 )
 
 // checkRecord is what -o json prints.
@@ -33,7 +34,7 @@ type fileRecord struct {
 }
 
 func (a *app) policyCheck() *cobra.Command {
-	var explain string
+	var explain, config string
 	cmd := &cobra.Command{
 		Use:   "check FILE...",
 		Short: "Validate policy files",
@@ -41,13 +42,18 @@ func (a *app) policyCheck() *cobra.Command {
 stands for the files in it.
 
 --explain tells what each file would do with a packet: the verdict, and the rule that decides. For a name it tells which
-domain rule decides the query, and whether the addresses of the answer are then open for the port. A file's match is not asked.`,
+domain rule decides the query, and whether the addresses of the answer are then open for the port. A file's match is not asked.
+
+The guard of a daemon's configuration is above every policy. It is known here only if --config names that file; NETFENCE_GUARD
+counts with it.`,
 		Example: `  netfenced policy check /etc/netfence/policies
   netfenced policy check agents.yaml --explain 10.0.9.7:443
   netfenced policy check agents.yaml --explain pypi.org:443
+  netfenced policy check agents.yaml --explain 169.254.169.254:80 --config /etc/netfence/config.yaml
   netfenced policy check agents.yaml --explain '[2001:db8::1]:53/udp' -o json`,
 	}
 	cmd.Flags().StringVar(&explain, "explain", "", "`HOST:PORT[/tcp|/udp]` of a packet to judge, an address or a name (tcp unless said)")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `FILE` whose guard is above the policies (default none)")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -61,6 +67,14 @@ domain rule decides the query, and whether the addresses of the answer are then 
 			}
 			asked = &q
 		}
+		var guard *policy.Guard
+		if config != "" {
+			c, err := a.load(config)
+			if err != nil {
+				return err
+			}
+			guard = c.Guard
+		}
 		paths, err := policyFiles(args)
 		if err != nil {
 			return err
@@ -68,7 +82,7 @@ domain rule decides the query, and whether the addresses of the answer are then 
 		record := checkRecord{Files: []fileRecord{}}
 		failed := 0
 		for _, path := range paths {
-			r := checkFile(path, asked)
+			r := checkFile(path, asked, guard)
 			if r.Error != "" {
 				failed++
 			}
@@ -110,15 +124,15 @@ func policyFiles(args []string) ([]string, error) {
 	return paths, nil
 }
 
-func checkFile(path string, asked *question) fileRecord {
+func checkFile(path string, asked *question, guard *policy.Guard) fileRecord {
 	r := fileRecord{File: path, Warnings: []string{}}
-	if err := r.check(asked); err != nil {
+	if err := r.check(asked, guard); err != nil {
 		r.Error = err.Error()
 	}
 	return r
 }
 
-func (r *fileRecord) check(asked *question) error {
+func (r *fileRecord) check(asked *question, guard *policy.Guard) error {
 	if slices.Contains(policyfile.SetsNames, filepath.Base(r.File)) {
 		sets, err := policyfile.ReadSets(r.File)
 		for _, set := range sets {
@@ -131,11 +145,14 @@ func (r *fileRecord) check(asked *question) error {
 		return err
 	}
 	p := file.Policy
+	if _, err := p.CompileWith(guard); err != nil {
+		return fmt.Errorf("policy %s: with the guard above it: %w", r.File, err)
+	}
 	r.Mode = p.Mode.String()
 	r.Rules = len(p.Allow) + len(p.Deny) + len(p.DNS.Allow) + len(p.DNS.Deny)
 	r.Warnings = append(r.Warnings, file.Warnings...)
 	if asked != nil {
-		r.Explain = asked.explain(p)
+		r.Explain = asked.explain(p, guard)
 	}
 	return nil
 }

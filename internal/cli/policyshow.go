@@ -19,6 +19,7 @@ import (
 type showRecord struct {
 	Attachment attachmentRecord  `json:"attachment"`
 	Policy     *policy.Policy    `json:"policy"`
+	Guard      *policy.Guard     `json:"guard"` // above the policy; empty when there is none
 	OwnPolicy  bool              `json:"own_policy"`
 	Applied    appliedRecord     `json:"applied"`
 	Learned    []learnedRecord   `json:"learned"`
@@ -50,8 +51,8 @@ func (a *app) policyShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show (ID | --key KEY)",
 		Short: "Show the policy that is in force for an attachment",
-		Long: `Show the policy that the kernel holds for an attachment, the addresses that answers to DNS queries have opened and for how
-long, what was dropped and why, and what went wrong last. A policy that was refused is not shown: what was in force before
+		Long: `Show the policy that the kernel holds for an attachment with the daemon's guard above it, the addresses that answers to DNS
+queries have opened and for how long, what was dropped and why, and what went wrong last. A policy that was refused is not shown: what was in force before
 still is.`,
 		Example: `  netfenced policy show 0199c2a4-7a1e-7c51-b5a1-0d6ad1f4a1f2
   netfenced policy show --key job-7 -o json`,
@@ -90,9 +91,14 @@ func newShowRecord(r *netfencev1.GetResponse) (showRecord, error) {
 	if err != nil {
 		return showRecord{}, fmt.Errorf("the daemon's answer: %w", err)
 	}
+	guard, err := wire.GuardFrom(r.GetGuard())
+	if err != nil {
+		return showRecord{}, fmt.Errorf("the daemon's answer: guard: %w", err)
+	}
 	record := showRecord{
 		Attachment: newAttachmentRecord(r.GetAttachment()),
 		Policy:     p,
+		Guard:      guard,
 		Applied: appliedRecord{
 			Revision: r.GetApplied().GetRevision(), PolicyName: r.GetApplied().GetPolicyName(), Audit: r.GetApplied().GetAudit(),
 		},
@@ -142,6 +148,12 @@ func (r showRecord) print(w io.Writer) error {
 		add("policy", "given when it was attached; no control plane decides")
 	}
 	add("revision", r.Applied.Revision)
+	for _, rule := range r.Guard.Allow {
+		add("guard allow", ruleText(rule))
+	}
+	for _, rule := range r.Guard.Deny {
+		add("guard deny", ruleText(rule))
+	}
 	for _, rule := range r.Policy.Allow {
 		add("allow", ruleText(rule))
 	}
@@ -150,6 +162,12 @@ func (r showRecord) print(w io.Writer) error {
 	}
 	if r.Policy.Replies == policy.RepliesDeny {
 		add("replies", r.Policy.Replies.String())
+	}
+	for _, ports := range r.Policy.RepliesUDP {
+		add("replies udp", ports.String())
+	}
+	for _, source := range r.Policy.Source {
+		add("source", source.String())
 	}
 	if r.Policy.Loopback != policy.LoopbackOwn {
 		add("loopback", r.Policy.Loopback.String())

@@ -173,7 +173,7 @@ func (d *daemon) assemble(version string) error {
 			}
 			return s
 		},
-		DetachOrphans: d.reconciler.DetachOrphans, Strict: d.config.Strict,
+		DetachOrphans: d.reconciler.DetachOrphans, Guard: d.config.Guard, Strict: d.config.Strict,
 	})
 	return nil
 }

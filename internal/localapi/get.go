@@ -49,6 +49,9 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 		OwnPolicy:    a.OwnPolicy,
 		FlowsUnnoted: counters.FlowsUnnoted,
 	}
+	if st.InForce != nil && !a.Pending {
+		response.Guard = wire.Guard(s.opts.Guard)
+	}
 	if st.LastError != nil {
 		response.LastError = st.LastError.Error()
 	}

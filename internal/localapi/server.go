@@ -90,6 +90,8 @@ type Options struct {
 	DNS func(id string) (address string, nameservers []string)
 	// Learned lists what an attachment has learned and what holds still. Nil: nothing.
 	Learned func(id string) []Learned
+	// Guard is what Get shows above the policy. Nil: none.
+	Guard *policy.Guard
 	// Look tells who is in a cgroup. Nil: target.Look.
 	Look func(cgroup string) target.Occupants
 	// Strict refuses an Attach that would leave something of a cgroup unconfined, instead of warning about it.

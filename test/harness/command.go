@@ -99,6 +99,7 @@ func (d *Daemon) List(t testenv.TB) []Attachment {
 type Shown struct {
 	Attachment Attachment     `json:"attachment"`
 	Policy     *policy.Policy `json:"policy"`
+	Guard      *policy.Guard  `json:"guard"`
 	Applied    struct {
 		Revision string `json:"revision"`
 	} `json:"applied"`

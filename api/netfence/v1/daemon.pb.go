@@ -1064,7 +1064,9 @@ type GetResponse struct {
 	OwnPolicy bool `protobuf:"varint,11,opt,name=own_policy,json=ownPolicy,proto3" json:"own_policy,omitempty"`
 	// Packets to learned addresses that passed while the attachment had as many flows as it may: such a connection ends
 	// when the address does.
-	FlowsUnnoted  uint64 `protobuf:"varint,12,opt,name=flows_unnoted,json=flowsUnnoted,proto3" json:"flows_unnoted,omitempty"`
+	FlowsUnnoted uint64 `protobuf:"varint,12,opt,name=flows_unnoted,json=flowsUnnoted,proto3" json:"flows_unnoted,omitempty"`
+	// Rules of the daemon's configuration above the policy; unset when there are none, and while pending.
+	Guard         *Guard `protobuf:"bytes,13,opt,name=guard,proto3" json:"guard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1183,6 +1185,68 @@ func (x *GetResponse) GetFlowsUnnoted() uint64 {
 	return 0
 }
 
+func (x *GetResponse) GetGuard() *Guard {
+	if x != nil {
+		return x.Guard
+	}
+	return nil
+}
+
+// Guard is what the daemon's configuration says about every attachment, above its policy and its mode.
+type Guard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rules that allow, without lifetimes.
+	AllowCidrs []*CIDREntry `protobuf:"bytes,1,rep,name=allow_cidrs,json=allowCidrs,proto3" json:"allow_cidrs,omitempty"`
+	// Rules that deny, without lifetimes.
+	DenyCidrs     []*CIDREntry `protobuf:"bytes,2,rep,name=deny_cidrs,json=denyCidrs,proto3" json:"deny_cidrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guard) Reset() {
+	*x = Guard{}
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guard) ProtoMessage() {}
+
+func (x *Guard) ProtoReflect() protoreflect.Message {
+	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guard.ProtoReflect.Descriptor instead.
+func (*Guard) Descriptor() ([]byte, []int) {
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Guard) GetAllowCidrs() []*CIDREntry {
+	if x != nil {
+		return x.AllowCidrs
+	}
+	return nil
+}
+
+func (x *Guard) GetDenyCidrs() []*CIDREntry {
+	if x != nil {
+		return x.DenyCidrs
+	}
+	return nil
+}
+
 // LearnedAddress is an address that names have opened, for one set of ports.
 type LearnedAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1200,7 +1264,7 @@ type LearnedAddress struct {
 
 func (x *LearnedAddress) Reset() {
 	*x = LearnedAddress{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1276,7 @@ func (x *LearnedAddress) String() string {
 func (*LearnedAddress) ProtoMessage() {}
 
 func (x *LearnedAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[10]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1289,7 @@ func (x *LearnedAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedAddress.ProtoReflect.Descriptor instead.
 func (*LearnedAddress) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{10}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LearnedAddress) GetAddress() string {
@@ -1271,7 +1335,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1347,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[11]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1360,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{11}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetPolicyRequest) GetId() string {
@@ -1333,7 +1397,7 @@ type SetPolicyResponse struct {
 
 func (x *SetPolicyResponse) Reset() {
 	*x = SetPolicyResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1409,7 @@ func (x *SetPolicyResponse) String() string {
 func (*SetPolicyResponse) ProtoMessage() {}
 
 func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[12]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1422,7 @@ func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{12}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetPolicyResponse) GetApplied() *Applied {
@@ -1390,7 +1454,7 @@ type SetMetadataRequest struct {
 
 func (x *SetMetadataRequest) Reset() {
 	*x = SetMetadataRequest{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1466,7 @@ func (x *SetMetadataRequest) String() string {
 func (*SetMetadataRequest) ProtoMessage() {}
 
 func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[13]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1479,7 @@ func (x *SetMetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataRequest.ProtoReflect.Descriptor instead.
 func (*SetMetadataRequest) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetMetadataRequest) GetId() string {
@@ -1450,7 +1514,7 @@ type SetMetadataResponse struct {
 
 func (x *SetMetadataResponse) Reset() {
 	*x = SetMetadataResponse{}
-	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1526,7 @@ func (x *SetMetadataResponse) String() string {
 func (*SetMetadataResponse) ProtoMessage() {}
 
 func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_netfence_v1_daemon_proto_msgTypes[14]
+	mi := &file_netfence_v1_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1539,7 @@ func (x *SetMetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMetadataResponse.ProtoReflect.Descriptor instead.
 func (*SetMetadataResponse) Descriptor() ([]byte, []int) {
-	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{14}
+	return file_netfence_v1_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetMetadataResponse) GetAttachment() *AttachmentInfo {
@@ -1589,7 +1653,7 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"\xb8\x04\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\xe2\x04\n" +
 	"\vGetResponse\x12;\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x1b.netfence.v1.AttachmentInfoR\n" +
@@ -1607,11 +1671,17 @@ const file_netfence_v1_daemon_proto_rawDesc = "" +
 	" \x03(\v2\x1b.netfence.v1.LearnedAddressR\alearned\x12\x1d\n" +
 	"\n" +
 	"own_policy\x18\v \x01(\bR\townPolicy\x12#\n" +
-	"\rflows_unnoted\x18\f \x01(\x04R\fflowsUnnoted\x1a8\n" +
+	"\rflows_unnoted\x18\f \x01(\x04R\fflowsUnnoted\x12(\n" +
+	"\x05guard\x18\r \x01(\v2\x12.netfence.v1.GuardR\x05guard\x1a8\n" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa7\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"w\n" +
+	"\x05Guard\x127\n" +
+	"\vallow_cidrs\x18\x01 \x03(\v2\x16.netfence.v1.CIDREntryR\n" +
+	"allowCidrs\x125\n" +
+	"\n" +
+	"deny_cidrs\x18\x02 \x03(\v2\x16.netfence.v1.CIDREntryR\tdenyCidrs\"\xa7\x01\n" +
 	"\x0eLearnedAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x12,\n" +
@@ -1668,7 +1738,7 @@ func file_netfence_v1_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_netfence_v1_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_netfence_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_netfence_v1_daemon_proto_goTypes = []any{
 	(ConnectionState)(0),          // 0: netfence.v1.ConnectionState
 	(Direction)(0),                // 1: netfence.v1.Direction
@@ -1682,85 +1752,90 @@ var file_netfence_v1_daemon_proto_goTypes = []any{
 	(*Counters)(nil),              // 9: netfence.v1.Counters
 	(*GetRequest)(nil),            // 10: netfence.v1.GetRequest
 	(*GetResponse)(nil),           // 11: netfence.v1.GetResponse
-	(*LearnedAddress)(nil),        // 12: netfence.v1.LearnedAddress
-	(*SetPolicyRequest)(nil),      // 13: netfence.v1.SetPolicyRequest
-	(*SetPolicyResponse)(nil),     // 14: netfence.v1.SetPolicyResponse
-	(*SetMetadataRequest)(nil),    // 15: netfence.v1.SetMetadataRequest
-	(*SetMetadataResponse)(nil),   // 16: netfence.v1.SetMetadataResponse
-	nil,                           // 17: netfence.v1.AttachRequest.MetadataEntry
-	nil,                           // 18: netfence.v1.AttachmentInfo.MetadataEntry
-	nil,                           // 19: netfence.v1.AttachmentInfo.DropsEntry
-	nil,                           // 20: netfence.v1.AttachmentInfo.WouldDenyEntry
-	nil,                           // 21: netfence.v1.Counters.DropsEntry
-	nil,                           // 22: netfence.v1.Counters.WouldDenyEntry
-	nil,                           // 23: netfence.v1.GetResponse.DropsEntry
-	nil,                           // 24: netfence.v1.SetMetadataRequest.MetadataEntry
-	(*BulkUpdate)(nil),            // 25: netfence.v1.BulkUpdate
-	(AttachmentType)(0),           // 26: netfence.v1.AttachmentType
-	(PolicyMode)(0),               // 27: netfence.v1.PolicyMode
-	(DnsMode)(0),                  // 28: netfence.v1.DnsMode
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*Applied)(nil),               // 30: netfence.v1.Applied
-	(*PortRange)(nil),             // 31: netfence.v1.PortRange
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*emptypb.Empty)(nil),         // 33: google.protobuf.Empty
-	(*ExplainRequest)(nil),        // 34: netfence.v1.ExplainRequest
-	(*WatchRequest)(nil),          // 35: netfence.v1.WatchRequest
-	(*ExplainResponse)(nil),       // 36: netfence.v1.ExplainResponse
-	(*EventBatch)(nil),            // 37: netfence.v1.EventBatch
+	(*Guard)(nil),                 // 12: netfence.v1.Guard
+	(*LearnedAddress)(nil),        // 13: netfence.v1.LearnedAddress
+	(*SetPolicyRequest)(nil),      // 14: netfence.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),     // 15: netfence.v1.SetPolicyResponse
+	(*SetMetadataRequest)(nil),    // 16: netfence.v1.SetMetadataRequest
+	(*SetMetadataResponse)(nil),   // 17: netfence.v1.SetMetadataResponse
+	nil,                           // 18: netfence.v1.AttachRequest.MetadataEntry
+	nil,                           // 19: netfence.v1.AttachmentInfo.MetadataEntry
+	nil,                           // 20: netfence.v1.AttachmentInfo.DropsEntry
+	nil,                           // 21: netfence.v1.AttachmentInfo.WouldDenyEntry
+	nil,                           // 22: netfence.v1.Counters.DropsEntry
+	nil,                           // 23: netfence.v1.Counters.WouldDenyEntry
+	nil,                           // 24: netfence.v1.GetResponse.DropsEntry
+	nil,                           // 25: netfence.v1.SetMetadataRequest.MetadataEntry
+	(*BulkUpdate)(nil),            // 26: netfence.v1.BulkUpdate
+	(AttachmentType)(0),           // 27: netfence.v1.AttachmentType
+	(PolicyMode)(0),               // 28: netfence.v1.PolicyMode
+	(DnsMode)(0),                  // 29: netfence.v1.DnsMode
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*Applied)(nil),               // 31: netfence.v1.Applied
+	(*CIDREntry)(nil),             // 32: netfence.v1.CIDREntry
+	(*PortRange)(nil),             // 33: netfence.v1.PortRange
+	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*emptypb.Empty)(nil),         // 35: google.protobuf.Empty
+	(*ExplainRequest)(nil),        // 36: netfence.v1.ExplainRequest
+	(*WatchRequest)(nil),          // 37: netfence.v1.WatchRequest
+	(*ExplainResponse)(nil),       // 38: netfence.v1.ExplainResponse
+	(*EventBatch)(nil),            // 39: netfence.v1.EventBatch
 }
 var file_netfence_v1_daemon_proto_depIdxs = []int32{
-	17, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
+	18, // 0: netfence.v1.AttachRequest.metadata:type_name -> netfence.v1.AttachRequest.MetadataEntry
 	1,  // 1: netfence.v1.AttachRequest.direction:type_name -> netfence.v1.Direction
-	25, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
+	26, // 2: netfence.v1.AttachRequest.policy:type_name -> netfence.v1.BulkUpdate
 	7,  // 3: netfence.v1.ListResponse.attachments:type_name -> netfence.v1.AttachmentInfo
-	26, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
-	27, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
-	28, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
-	18, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
-	29, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
+	27, // 4: netfence.v1.AttachmentInfo.type:type_name -> netfence.v1.AttachmentType
+	28, // 5: netfence.v1.AttachmentInfo.mode:type_name -> netfence.v1.PolicyMode
+	29, // 6: netfence.v1.AttachmentInfo.dns_mode:type_name -> netfence.v1.DnsMode
+	19, // 7: netfence.v1.AttachmentInfo.metadata:type_name -> netfence.v1.AttachmentInfo.MetadataEntry
+	30, // 8: netfence.v1.AttachmentInfo.attached_at:type_name -> google.protobuf.Timestamp
 	1,  // 9: netfence.v1.AttachmentInfo.direction:type_name -> netfence.v1.Direction
-	19, // 10: netfence.v1.AttachmentInfo.drops:type_name -> netfence.v1.AttachmentInfo.DropsEntry
-	20, // 11: netfence.v1.AttachmentInfo.would_deny:type_name -> netfence.v1.AttachmentInfo.WouldDenyEntry
+	20, // 10: netfence.v1.AttachmentInfo.drops:type_name -> netfence.v1.AttachmentInfo.DropsEntry
+	21, // 11: netfence.v1.AttachmentInfo.would_deny:type_name -> netfence.v1.AttachmentInfo.WouldDenyEntry
 	0,  // 12: netfence.v1.DaemonStatus.control_plane_state:type_name -> netfence.v1.ConnectionState
 	9,  // 13: netfence.v1.DaemonStatus.counters:type_name -> netfence.v1.Counters
-	21, // 14: netfence.v1.Counters.drops:type_name -> netfence.v1.Counters.DropsEntry
-	22, // 15: netfence.v1.Counters.would_deny:type_name -> netfence.v1.Counters.WouldDenyEntry
+	22, // 14: netfence.v1.Counters.drops:type_name -> netfence.v1.Counters.DropsEntry
+	23, // 15: netfence.v1.Counters.would_deny:type_name -> netfence.v1.Counters.WouldDenyEntry
 	7,  // 16: netfence.v1.GetResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	25, // 17: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
-	30, // 18: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
-	23, // 19: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
+	26, // 17: netfence.v1.GetResponse.policy:type_name -> netfence.v1.BulkUpdate
+	31, // 18: netfence.v1.GetResponse.applied:type_name -> netfence.v1.Applied
+	24, // 19: netfence.v1.GetResponse.drops:type_name -> netfence.v1.GetResponse.DropsEntry
 	1,  // 20: netfence.v1.GetResponse.direction:type_name -> netfence.v1.Direction
-	12, // 21: netfence.v1.GetResponse.learned:type_name -> netfence.v1.LearnedAddress
-	31, // 22: netfence.v1.LearnedAddress.ports:type_name -> netfence.v1.PortRange
-	32, // 23: netfence.v1.LearnedAddress.remaining:type_name -> google.protobuf.Duration
-	25, // 24: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
-	30, // 25: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
-	24, // 26: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
-	7,  // 27: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
-	2,  // 28: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
-	4,  // 29: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
-	5,  // 30: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
-	33, // 31: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
-	10, // 32: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
-	13, // 33: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
-	15, // 34: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
-	34, // 35: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
-	35, // 36: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
-	3,  // 37: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
-	33, // 38: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
-	6,  // 39: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
-	8,  // 40: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
-	11, // 41: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
-	14, // 42: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
-	16, // 43: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
-	36, // 44: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
-	37, // 45: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
-	37, // [37:46] is the sub-list for method output_type
-	28, // [28:37] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	13, // 21: netfence.v1.GetResponse.learned:type_name -> netfence.v1.LearnedAddress
+	12, // 22: netfence.v1.GetResponse.guard:type_name -> netfence.v1.Guard
+	32, // 23: netfence.v1.Guard.allow_cidrs:type_name -> netfence.v1.CIDREntry
+	32, // 24: netfence.v1.Guard.deny_cidrs:type_name -> netfence.v1.CIDREntry
+	33, // 25: netfence.v1.LearnedAddress.ports:type_name -> netfence.v1.PortRange
+	34, // 26: netfence.v1.LearnedAddress.remaining:type_name -> google.protobuf.Duration
+	26, // 27: netfence.v1.SetPolicyRequest.policy:type_name -> netfence.v1.BulkUpdate
+	31, // 28: netfence.v1.SetPolicyResponse.applied:type_name -> netfence.v1.Applied
+	25, // 29: netfence.v1.SetMetadataRequest.metadata:type_name -> netfence.v1.SetMetadataRequest.MetadataEntry
+	7,  // 30: netfence.v1.SetMetadataResponse.attachment:type_name -> netfence.v1.AttachmentInfo
+	2,  // 31: netfence.v1.DaemonService.Attach:input_type -> netfence.v1.AttachRequest
+	4,  // 32: netfence.v1.DaemonService.Detach:input_type -> netfence.v1.DetachRequest
+	5,  // 33: netfence.v1.DaemonService.List:input_type -> netfence.v1.ListRequest
+	35, // 34: netfence.v1.DaemonService.GetStatus:input_type -> google.protobuf.Empty
+	10, // 35: netfence.v1.DaemonService.Get:input_type -> netfence.v1.GetRequest
+	14, // 36: netfence.v1.DaemonService.SetPolicy:input_type -> netfence.v1.SetPolicyRequest
+	16, // 37: netfence.v1.DaemonService.SetMetadata:input_type -> netfence.v1.SetMetadataRequest
+	36, // 38: netfence.v1.DaemonService.Explain:input_type -> netfence.v1.ExplainRequest
+	37, // 39: netfence.v1.DaemonService.Watch:input_type -> netfence.v1.WatchRequest
+	3,  // 40: netfence.v1.DaemonService.Attach:output_type -> netfence.v1.AttachResponse
+	35, // 41: netfence.v1.DaemonService.Detach:output_type -> google.protobuf.Empty
+	6,  // 42: netfence.v1.DaemonService.List:output_type -> netfence.v1.ListResponse
+	8,  // 43: netfence.v1.DaemonService.GetStatus:output_type -> netfence.v1.DaemonStatus
+	11, // 44: netfence.v1.DaemonService.Get:output_type -> netfence.v1.GetResponse
+	15, // 45: netfence.v1.DaemonService.SetPolicy:output_type -> netfence.v1.SetPolicyResponse
+	17, // 46: netfence.v1.DaemonService.SetMetadata:output_type -> netfence.v1.SetMetadataResponse
+	38, // 47: netfence.v1.DaemonService.Explain:output_type -> netfence.v1.ExplainResponse
+	39, // 48: netfence.v1.DaemonService.Watch:output_type -> netfence.v1.EventBatch
+	40, // [40:49] is the sub-list for method output_type
+	31, // [31:40] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_netfence_v1_daemon_proto_init() }
@@ -1782,7 +1857,7 @@ func file_netfence_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_netfence_v1_daemon_proto_rawDesc), len(file_netfence_v1_daemon_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
