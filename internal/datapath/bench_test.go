@@ -5,10 +5,7 @@ package datapath
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"slices"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -18,39 +15,6 @@ import (
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
 )
-
-// The benchmarks print tables of medians over interleaved rounds: all cases of
-// a round run one after the other, so that noise meets them alike.
-const rounds = 11
-
-type benchCase struct {
-	name string
-	run  func() time.Duration // one round; per operation
-}
-
-func table(b *testing.B, title string, cases []benchCase) {
-	b.Helper()
-	took := make([][]time.Duration, len(cases))
-	for range rounds {
-		for i, c := range cases {
-			took[i] = append(took[i], c.run())
-		}
-	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "%s\tmedian\tmin\tmax\tover the first\n", title)
-	var base time.Duration
-	for i, c := range cases {
-		slices.Sort(took[i])
-		median := took[i][rounds/2]
-		if i == 0 {
-			base = median
-		}
-		fmt.Fprintf(w, "%s\t%v\t%v\t%v\t%+v\n", c.name, median, took[i][0], took[i][rounds-1], median-base)
-	}
-	if err := w.Flush(); err != nil {
-		b.Fatal(err)
-	}
-}
 
 func nthPrefix(i int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 0}), 24)
@@ -64,28 +28,52 @@ func manyRules(n int) *policy.Policy {
 	return p
 }
 
-// BenchmarkPacket is what a packet costs at an interface, beside a program that does nothing.
-func BenchmarkPacket(b *testing.B) {
-	d := openWith(b, Config{Dir: pinDir(b), Events: func(events.Event) {}})
-	id := attach(b, d, vethTarget(b, "v0"))
-	// test_run without a context comes from lo, which is no target: lend it the identity.
-	cookie, err := target.NetnsCookie()
-	if err != nil {
-		b.Fatal(err)
-	}
-	lo := bpfInterfacePlace{Identity: identity(d.known[id]), Netns: cookie, Ifindex: 1}
-	if err := d.bpf.NfInterfacePlaces.Put(lo.Ifindex, &lo); err != nil {
-		b.Fatal(err)
-	}
-	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type:         ebpf.SchedCLS,
+// emptyProgram lets everything pass, and is what others are compared with.
+func emptyProgram(b *testing.B) *ebpf.Program {
+	b.Helper()
+	return returning(b, ebpf.SchedCLS, -1)
+}
+
+func emptyCgroupProgram(b *testing.B) *ebpf.Program {
+	b.Helper()
+	return returning(b, ebpf.CGroupSKB, 1)
+}
+
+func returning(b *testing.B, kind ebpf.ProgramType, verdict int32) *ebpf.Program {
+	b.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         kind,
 		License:      "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()},
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer nothing.Close()
+	b.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// lend gives lo, which is no target, the identity of an attached interface: it is
+// where BPF_PROG_TEST_RUN has packets come from that is to tell how long it took.
+func lend(b *testing.B, d *Datapath, id string) {
+	b.Helper()
+	const lo = 1
+	cookie, err := target.NetnsCookie()
+	if err != nil {
+		b.Fatal(err)
+	}
+	place := bpfInterfacePlace{Identity: identity(d.known[id]), Netns: cookie, Ifindex: lo}
+	if err := d.bpf.NfInterfacePlaces.Put(uint32(lo), &place); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkPacket is what a packet costs at an interface, beside a program that does nothing.
+func BenchmarkPacket(b *testing.B) {
+	d := openWith(b, Config{Dir: pinDir(b), Events: func(events.Event) {}})
+	id := attach(b, d, vethTarget(b, "v0"))
+	lend(b, d, id)
+	nothing := emptyProgram(b)
 
 	names := manyRules(1000)
 	names.DNS = policy.DNS{Mode: policy.DNSAllowlist, Allow: []policy.DomainRule{domain("a.example")}}
@@ -114,12 +102,12 @@ func BenchmarkPacket(b *testing.B) {
 			{"empty program", packets(nothing, passed, udp4(to, 9), ten)},
 			{"disabled", packets(out, passed, udp4(to, 9), disabled)},
 			{"denylist without rules", packets(out, passed, udp4(to, 9), denylist)},
-			{"allowed, 10 rules", packets(out, passed, udp4(to, 9), ten)},
-			{"allowed, 1,000 rules", packets(out, passed, udp4(to, 9), thousand)},
-			{"allowed, 100,000 rules", packets(out, passed, udp4(to, 9), many)},
-			{"dropped, counted, over the rate, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
-			{"learned, 1,000 rules", packets(out, passed, udp4(server, 9), byName, server)},
-			{"dropped, something else learned", packets(out, dropped, udp4("9.9.9.9", 9), byName, server)},
+			{"repeated destination, 10 rules", packets(out, passed, udp4(to, 9), ten)},
+			{"repeated destination, 1,000 rules", packets(out, passed, udp4(to, 9), thousand)},
+			{"repeated destination, 100,000 rules", packets(out, passed, udp4(to, 9), many)},
+			{"denied and counted, over the rate of events, 1,000 rules", packets(out, dropped, udp4("9.9.9.9", 9), thousand)},
+			{"repeated destination, learned, 1,000 rules", packets(out, passed, udp4(server, 9), byName, server)},
+			{"denied and counted, something else learned", packets(out, dropped, udp4("9.9.9.9", 9), byName, server)},
 			{"the other side, no flows", packets(d.bpf.NfInL2, passed, tcp4(to, 9)[:34], ten)},
 		})
 	}
