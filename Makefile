@@ -22,7 +22,16 @@ demo: build ## play the story in namespaces of its own (root)
 
 .PHONY: test
 test: ## all tests, with the race detector (root)
-	go test -race -count=1 -timeout=10m -json ./... | go -C tools run ./testlog ../test/skips.txt
+	go test -race -count=1 -timeout=25m -json ./... | go -C tools run ./testlog ../test/skips.txt
+
+.PHONY: test-clsact
+test-clsact: ## the end-to-end tests with interfaces held by clsact, as before Linux 6.6 (root)
+	NETFENCE_INTERFACE_HOOK=clsact go test -count=1 -timeout=15m -json ./test/e2e ./test/controlplane | go -C tools run ./testlog ../test/skips.txt
+
+.PHONY: test-vm
+test-vm: ## tests on Debian 12's kernel, in an emulated machine (qemu-system-x86)
+	scripts/vm-kernel bin/vm-kernel
+	NETFENCE_VM_KERNEL=$(CURDIR)/bin/vm-kernel go test -tags vm -count=1 -timeout=60m -v ./test/vm
 
 .PHONY: soak
 soak: ## the same tests with bigger numbers (root, hours)

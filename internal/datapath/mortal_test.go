@@ -40,7 +40,7 @@ const mortalEnv = "NETFENCE_TEST_MORTAL"
 func inMortalProcess(t *testing.T) *mortality {
 	t.Helper()
 	if os.Getenv(mortalEnv) != t.Name() {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.timeout=5m", "-test.v")
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.timeout=20m", "-test.v")
 		cmd.Env = append(os.Environ(), mortalEnv+"="+t.Name())
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		runtime.LockOSThread() // whose end would end the process

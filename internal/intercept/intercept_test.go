@@ -27,7 +27,12 @@ func open(t *testing.T) *datapath.Datapath {
 
 func openAt(t *testing.T, dir string) *datapath.Datapath {
 	t.Helper()
-	d, err := datapath.Open(datapath.Config{Dir: dir})
+	return openWith(t, datapath.Config{Dir: dir})
+}
+
+func openWith(t *testing.T, cfg datapath.Config) *datapath.Datapath {
+	t.Helper()
+	d, err := datapath.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

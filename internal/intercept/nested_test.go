@@ -4,10 +4,12 @@ package intercept_test
 
 import (
 	"net/netip"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/intercept"
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/policy"
@@ -86,7 +88,7 @@ func explicit(address string) []question {
 func TestRecycledIndex(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.Cgroup2)
 	cg := testenv.NewCgroup(t)
-	d := open(t)
+	d := openWith(t, datapath.Config{Dir: filepath.Join(testenv.BPFFS(t), "netfence"), MaxAttachments: 1})
 	front(t, intercept.OpenCgroups, d)
 	firstID, first := attach(t, d, cgroupTarget(t, cg), everywhere())
 	asked := question{Kind: "tcp", Servers: []netip.AddrPort{port53("9.9.9.9"), port53("9.9.9.9")}, Wait: true}
