@@ -19,6 +19,7 @@ import (
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/confine"
 	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/policy"
 	"github.com/netfence/netfence/test/harness"
 )
 
@@ -34,6 +35,7 @@ type order struct {
 	Options
 	Socket, RunDir, BPFDir string
 	PolicyDir              string
+	Guard                  *policy.Guard
 }
 
 // runner is what `netfenced run` is but for its flags.
@@ -44,6 +46,7 @@ var runner = testenv.NewFunc("runner", func(args []string) error {
 	}
 	o.Config, o.Stderr = config.Default(), os.Stderr
 	o.Config.Socket, o.Config.RunDir, o.Config.BPFDir = o.Socket, o.RunDir, o.BPFDir
+	o.Config.Guard = o.Guard
 	if o.PolicyDir != "" {
 		o.Config.ControlPlane.URL.Dir = o.PolicyDir
 	}

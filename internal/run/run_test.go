@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/testenv"
+	"github.com/netfence/netfence/policy"
 )
 
 // dial connects by TCP; the process fails if it cannot.
@@ -106,6 +107,28 @@ func TestReaches(t *testing.T) {
 	b.Deny = []string{to}
 	if got := b.sh(t, b.call(t, "dial", to)); got.code == 0 {
 		t.Errorf("reached against a rule: %+v", got)
+	}
+}
+
+// The guard of the configuration is above what the flags say.
+func TestGuard(t *testing.T) {
+	b := newBench(t)
+	port, reached := listen(t)
+	to := "127.0.0.1:" + port
+	b.Guard = &policy.Guard{}
+	rule, _, err := policy.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Guard.Deny = []policy.Rule{*rule}
+	b.Allow = []string{to}
+	if got := b.sh(t, b.call(t, "dial", to)); got.code == 0 || reached() != 0 {
+		t.Errorf("reached against the guard: %+v", got)
+	}
+	b.Guard = &policy.Guard{Allow: b.Guard.Deny}
+	b.Allow, b.Deny = nil, []string{to}
+	if got := b.sh(t, b.call(t, "dial", to)); got.code != 0 {
+		t.Errorf("not reached with the guard's leave: %+v", got)
 	}
 }
 
