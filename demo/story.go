@@ -61,7 +61,7 @@ type play struct {
 
 // tell is the whole story.
 func tell(s *stage) {
-	testenv.Require(s, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(s, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	p := &play{stage: s, began: time.Now()}
 	heading("Netfence: what a workload may send is decided in the kernel.")
 	say(picture)

@@ -21,7 +21,7 @@ var example = testenv.NewFunc("controlplane", func([]string) error {
 
 // TestExample attaches to the real daemon, driven by the example, and tries what its policy says.
 func TestExample(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
 	const address = "127.0.0.1:9000"
 	w := testenv.NewWorld(t, testenv.NewNS(t), testenv.VethDevice)
 	for _, prefix := range []string{"10.0.0.0/16", "192.0.2.10/32"} {

@@ -27,7 +27,7 @@ import (
 type clsact struct {
 	ours        *ours
 	id          string // of the attachment; in the filter's name
-	incarnation uint32 // of it, which is the filter's handle: no two attachments have the same
+	incarnation uint32 // of it; in the filter's handle
 }
 
 func (c clsact) place(h hook, ifindex int) place {
@@ -35,7 +35,7 @@ func (c clsact) place(h hook, ifindex int) place {
 	if h.attach == ebpf.AttachTCXEgress {
 		side = "egress"
 	}
-	return place{side: side, ifindex: ifindex, handle: c.incarnation, id: c.id}
+	return place{side: side, ifindex: ifindex, handle: filterHandle(c.incarnation), id: c.id}
 }
 
 // hold writes where the filter will be before it is there: what is written may not

@@ -109,7 +109,8 @@ type Datapath struct {
 	ours   *ours
 	only   Only
 
-	filters bool // new attachments of interfaces are filters, not links
+	filters bool         // new attachments of interfaces are filters, not links
+	returns atomic.Int64 // device with the filter that leads DNS answers back; 0: none
 
 	problems problems
 	witness  *witness // nil: nobody is told of events

@@ -58,12 +58,19 @@ func (d *Datapath) ListenInterfaces(ifindex int) (io.Closer, error) {
 	if err := d.setDNS(bpfDnsSettingDNS_IFINDEX, uint64(ifindex)); err != nil {
 		return nil, err
 	}
-	return closerFunc(func() error { return d.setDNS(bpfDnsSettingDNS_IFINDEX, 0) }), nil
+	return closerFunc(func() error {
+		d.returns.Store(0)
+		return d.setDNS(bpfDnsSettingDNS_IFINDEX, 0)
+	}), nil
 }
 
 func (d *Datapath) leadBack(ifindex int) error {
 	if d.filters {
-		return dnsReturn(ifindex).put(d.ours, d.bpf.NfDnsReturn)
+		if err := dnsReturn(ifindex).put(d.ours, d.bpf.NfDnsReturn); err != nil {
+			return err
+		}
+		d.returns.Store(int64(ifindex))
+		return nil
 	}
 	return link.RawAttachProgram(link.RawAttachProgramOptions{
 		Target: ifindex, Program: d.bpf.NfDnsReturn, Attach: ebpf.AttachTCXIngress,
@@ -72,7 +79,7 @@ func (d *Datapath) leadBack(ifindex int) error {
 
 // dnsReturn is where the way back is on the device that queries go through.
 func dnsReturn(ifindex int) place {
-	return place{side: "ingress", ifindex: ifindex, handle: 1, id: "dns"}
+	return place{side: "ingress", ifindex: ifindex, handle: filterHandle(1), id: "dns"}
 }
 
 type closerFunc func() error

@@ -21,9 +21,13 @@ const (
 	filterName     = "netfence"
 )
 
-// A filter that has to be put before others again takes its other handle, so that
-// the new one is in place before the old one goes.
-const otherHandle = 1 << 31
+// Handles of ours are high: the kernel gives those who name none the lowest that is
+// free. A filter that has to be put before others again takes its other handle, so
+// that the new one is in place before the old one goes.
+const (
+	ownHandles  = 1 << 30
+	otherHandle = 1 << 31
+)
 
 // place is where a filter is.
 type place struct {
@@ -34,6 +38,9 @@ type place struct {
 }
 
 var filterParents = map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS}
+
+// filterHandle is unique among what is attached at a time.
+func filterHandle(incarnation uint32) uint32 { return ownHandles | incarnation%ownHandles }
 
 func (p place) String() string { return fmt.Sprintf("%s_%d_%d", p.side, p.ifindex, p.handle) }
 

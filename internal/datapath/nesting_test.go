@@ -25,7 +25,7 @@ func chainOf(t *testing.T, d *Datapath, id string) (ids []string) {
 }
 
 func TestChain(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	dir := pinDir(t)
 	d := open(t, dir)
 	outer := testenv.NewCgroup(t)

@@ -57,10 +57,16 @@ func (l *leads) allow(now time.Time) bool {
 // that the programs are there, and nobody's before them. What was taken away it puts
 // back. vanished is told of attachments whose target is gone, again and again until
 // they are detached; nil: they are detached. It begins when those that are to stay have
-// been attached: of others only the kernel's word is known.
+// been attached: of others only the kernel's word is known. What becomes of filters the
+// kernel tells at once.
 func (d *Datapath) Watch(ctx context.Context, vanished func(id string, err error)) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	changes, err := filterChanges(ctx)
+	netns, noCookie := target.NetnsCookie()
+	if err := errors.Join(err, noCookie); err != nil {
+		d.log.Warn("filters are looked at in turn only", "err", err)
+	}
 	next, turn := uint32(1), 0
 	for {
 		d.mu.Lock()
@@ -75,10 +81,19 @@ func (d *Datapath) Watch(ctx context.Context, vanished func(id string, err error
 		if next == maxAttachments {
 			next, turn = 1, turn+1
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return
+			case ifindex, ok := <-changes:
+				if !ok {
+					changes = nil
+					continue
+				}
+				d.lookAtDevice(netns, ifindex, vanished)
+			case <-tick.C:
+				waiting = false
+			}
 		}
 	}
 }

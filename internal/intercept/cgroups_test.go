@@ -154,7 +154,7 @@ var rawSender = testenv.NewFunc("raw-sender", func(args []string) error {
 
 // In block-all queries still come to the listener, which refuses them.
 func TestBlockAllIsAnswered(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
 	cg := testenv.NewCgroup(t)
 	d := open(t)

@@ -40,7 +40,7 @@ func firewall(t *testing.T, host *testenv.NS) {
 }
 
 func TestInterfaces(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
 	servers := []string{"9.9.9.9", "198.51.100.9", "10.77.0.1", "169.254.169.254", "192.0.2.53"}
 	servers6 := []string{"2620:fe::fe", "2001:db8:100::53", "fd77::1", "fd4e:4644:4e55::53"}
 	for name, device := range map[string]testenv.Device{
@@ -94,7 +94,7 @@ func linkLocal(t *testing.T, w *testenv.World, device testenv.Device) string {
 }
 
 func TestInterfaceWithoutListener(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
 	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
 	d := open(t)
 	id, index := attach(t, d, interfaceTarget(t, w.Link), everywhere())
@@ -120,7 +120,7 @@ func TestInterfaceWithoutListener(t *testing.T) {
 
 // Two workloads may have the same address, and ask the same server from the same port.
 func TestInterfacesAreToldApart(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
 	host := testenv.Self(t)
 	host.Sysctl(t, "ipv4/conf/all/rp_filter", "0") // or the host answers ARP on one device only
 	d := open(t)
@@ -168,7 +168,7 @@ func TestInterfacesAreToldApart(t *testing.T) {
 // A client that never asks twice from one port has far more flows than there is
 // room for; the oldest go, and none that waits for an answer.
 func TestManyQueries(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
 	w := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
 	d := open(t)
 	_, index := attach(t, d, interfaceTarget(t, w.Link), everywhere())

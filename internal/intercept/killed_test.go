@@ -57,7 +57,7 @@ func startListener(t *testing.T, dir string) *exec.Cmd {
 // Killed, the listener leaves nothing that a query could leave by, and the next
 // one takes over at the same address.
 func TestKilledListener(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX, testenv.Cgroup2)
+	testenv.Require(t, testenv.Root, testenv.Interfaces, testenv.Cgroup2)
 	host := testenv.Self(t)
 	w := testenv.NewWorld(t, host, testenv.BridgePort)
 	cg := testenv.NewCgroup(t)
@@ -175,7 +175,7 @@ func dnsRoutes(t *testing.T) []netlink.Route {
 
 // Two processes that listen do not get in each other's way, and leave nothing.
 func TestTwoListeners(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.TCX, testenv.Cgroup2)
+	testenv.Require(t, testenv.Root, testenv.Interfaces, testenv.Cgroup2)
 	var fronts []*intercept.Front
 	for range 2 {
 		cg := testenv.NewCgroup(t)

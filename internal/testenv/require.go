@@ -11,8 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // Feature is something that a machine may lack. It is probed by trying.
@@ -36,9 +36,12 @@ var (
 	})}
 	// TCX is the attachment of programs to devices by link (Linux 6.6).
 	TCX = Feature{"tcx", sync.OnceValue(probeTCX)}
-	// NetnsCookie is bpf_get_netns_cookie in programs at tc.
-	NetnsCookie = Feature{"bpf_get_netns_cookie at tc", sync.OnceValue(func() error {
-		return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnGetNetnsCookie)
+	// Interfaces is the attachment of programs to devices, by links or by filters.
+	Interfaces = Feature{"tcx or clsact", sync.OnceValue(func() error {
+		if TCX.probe() == nil {
+			return nil
+		}
+		return probeClsact()
 	})}
 )
 
@@ -99,4 +102,19 @@ func probeTCX() error {
 		return err
 	}
 	return l.Close()
+}
+
+func probeClsact() error {
+	ns, err := newNS()
+	if err != nil {
+		return err
+	}
+	defer ns.file.Close()
+	ns.Do(func() {
+		err = netlink.QdiscAdd(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: 1, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+			QdiscType:  "clsact",
+		})
+	})
+	return err
 }

@@ -38,7 +38,22 @@ type TB interface {
 
 // Patience is how long Eventually and the like wait for what takes milliseconds on
 // an idle machine; two busy cores need more.
-const Patience = 10 * time.Second
+var Patience = 10 * time.Second * Slow
+
+// Slow is how many times slower than usual the machine is, 1 unless the environment
+// says otherwise: an emulated one is. Limits on time grow with it.
+var Slow = slow()
+
+// slowEnv is a whole number.
+const slowEnv = "NETFENCE_TEST_SLOW"
+
+func slow() time.Duration {
+	n, err := strconv.Atoi(os.Getenv(slowEnv))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+}
 
 // Eventually waits until cond holds and fails the test if it does not within
 // Patience. It is for conditions that nobody announces; what can be waited for

@@ -14,7 +14,7 @@ import (
 // start starts a control plane and a daemon that is connected to it. Both are in ns; nil is the suite's own.
 func start(t *testing.T, ns *testenv.NS, builtFrom string, env ...string) (*harness.Daemon, *plane) {
 	t.Helper()
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	p := newPlane(t, ns, builtFrom)
 	d := harness.New(t, ns, append([]string{"NETFENCE_CONTROL_PLANE_URL=" + p.Address}, env...)...)
 	d.Start(t)

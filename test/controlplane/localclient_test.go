@@ -18,7 +18,7 @@ import (
 // An orchestrator that was built from the published messages attaches, lists and detaches as it always did.
 func TestPublishedLocalClient(t *testing.T) {
 	t.Parallel()
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	d := harness.New(t, nil)
 	d.Policy(t, "all.yaml", "mode: allowlist\n")
 	d.Start(t)

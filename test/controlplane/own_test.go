@@ -85,7 +85,7 @@ func TestOwnPolicyWhileUnreachable(t *testing.T) {
 // With the policy folder as control plane, a file that matches everything does not decide either.
 func TestOwnPolicyBesideFolder(t *testing.T) {
 	t.Parallel()
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	d := harness.New(t, nil)
 	d.Policy(t, "all.yaml", "mode: disabled\n")
 	d.Start(t)

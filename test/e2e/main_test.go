@@ -48,7 +48,7 @@ const (
 // newScene prepares everything but does not start the daemon; env is the daemon's.
 func newScene(t *testing.T, device testenv.Device, env ...string) *scene {
 	t.Helper()
-	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.TCX, testenv.NetnsCookie)
+	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	w := testenv.NewWorld(t, testenv.NewNS(t), device)
 	testenv.EchoServer(t, w.Outside, echoPort)
 	testenv.EchoServer(t, w.Outside, otherPort)

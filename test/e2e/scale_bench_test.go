@@ -31,7 +31,7 @@ const (
 // all, from the first to the last of many, and what each costs in memory: the daemon's own, and the kernel's beyond
 // the maps, which are there before, and beyond the targets themselves.
 func BenchmarkAttach(b *testing.B) {
-	testenv.Require(b, testenv.Root, testenv.Cgroup2, testenv.TCX, testenv.NetnsCookie)
+	testenv.Require(b, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	for b.Loop() {
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "attach\tfirst tenth p50\tp99\tlast tenth p50\tp99\tkernel each\tdaemon each\tdetach all")

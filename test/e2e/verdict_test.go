@@ -186,7 +186,7 @@ const servedPort = 8080
 func earlyRefusal(p testenv.Probe, out testenv.Outcome) bool {
 	switch p.Kind {
 	case testenv.TCP, testenv.UDPConnected:
-		return out.Call == "connect" && out.Errno == unix.EPERM && out.Elapsed < time.Second
+		return out.Call == "connect" && out.Errno == unix.EPERM && out.Elapsed < time.Second*testenv.Slow
 	case testenv.UDPSendto, testenv.UDPSendmmsg:
 		return out.Errno == unix.EPERM && out.Sent == 0
 	default:
