@@ -32,6 +32,9 @@ func openAt(t *testing.T, dir string) *datapath.Datapath {
 
 func openWith(t *testing.T, cfg datapath.Config) *datapath.Datapath {
 	t.Helper()
+	if testenv.Clsact() {
+		cfg.InterfaceHook = datapath.HookClsact
+	}
 	d, err := datapath.Open(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -188,8 +188,8 @@ func (v *machine) await(t *testing.T, patience time.Duration, words ...string) s
 	}
 }
 
-// ask has the guest send something.
-func (v *machine) ask(t *testing.T, a order.Ask) order.Answer {
+// tell gives the guest a line to obey.
+func (v *machine) tell(t *testing.T, a order.Ask) {
 	t.Helper()
 	text, err := json.Marshal(a)
 	if err != nil {
@@ -198,6 +198,28 @@ func (v *machine) ask(t *testing.T, a order.Ask) order.Answer {
 	if _, err := v.in.Write(append(text, '\n')); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// off has the guest power off, and waits for the machine's end.
+func (v *machine) off(t *testing.T) {
+	t.Helper()
+	v.tell(t, order.Ask{Off: true})
+	for limit := time.After(testenv.Patience); ; {
+		select {
+		case _, ok := <-v.lines:
+			if !ok {
+				return
+			}
+		case <-limit:
+			t.Fatal("the machine does not power off")
+		}
+	}
+}
+
+// ask has the guest send something.
+func (v *machine) ask(t *testing.T, a order.Ask) order.Answer {
+	t.Helper()
+	v.tell(t, a)
 	line := v.await(t, 2*testenv.Patience, order.Answered)
 	var answer order.Answer
 	if err := json.Unmarshal([]byte(strings.TrimPrefix(line, order.Answered)), &answer); err != nil {
