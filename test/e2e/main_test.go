@@ -46,7 +46,7 @@ const (
 )
 
 // newScene prepares everything but does not start the daemon; env is the daemon's.
-func newScene(t *testing.T, device testenv.Device, env ...string) *scene {
+func newScene(t testing.TB, device testenv.Device, env ...string) *scene {
 	t.Helper()
 	testenv.Require(t, testenv.Root, testenv.Cgroup2, testenv.Interfaces)
 	w := testenv.NewWorld(t, testenv.NewNS(t), device)

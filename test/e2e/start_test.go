@@ -137,7 +137,7 @@ func TestRefusedStart(t *testing.T) {
 			if now := s.bpf(t); !slices.Equal(now, pins) {
 				t.Errorf("pinned before %v\nafter %v", pins, now)
 			}
-			s.flowing(t, fs)
+			s.flowing(t, fs, 1000)
 			s.writeState(t, good)
 		})
 	}
@@ -173,7 +173,7 @@ func TestLostState(t *testing.T) {
 				!strings.Contains(problems[0], "detach --all") {
 				t.Errorf("problems: %v", problems)
 			}
-			s.flowing(t, fs)
+			s.flowing(t, fs, 1000)
 			s.onlyPinned(t, id)
 			s.end(t, fs)
 

@@ -117,7 +117,7 @@ func TestRenamedInterface(t *testing.T) {
 		testenv.Eventually(t, "the new name", func() bool {
 			return slices.ContainsFunc(s.List(t), func(a harness.Attachment) bool { return a.ID == id && a.Target == name })
 		})
-		s.flowing(t, fs)
+		s.flowing(t, fs, 1000)
 	}
 	s.end(t, fs)
 	s.check(t, s.Inside, table, silent)

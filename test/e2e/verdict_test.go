@@ -122,7 +122,7 @@ func (s *scene) check(t *testing.T, w *testenv.Workload, rows []row, how refusal
 
 // settle returns when what w has sent so far has arrived or will not any more, shown by a packet to an address that
 // every policy of this package allows, by way of either family.
-func (s *scene) settle(t *testing.T, w *testenv.Workload) {
+func (s *scene) settle(t testing.TB, w *testenv.Workload) {
 	t.Helper()
 	for _, to := range []string{"198.51.100.1:9", "[2001:db8:100::1]:9"} {
 		p := testenv.Probe{Kind: testenv.UDPSendto, To: netip.MustParseAddrPort(to)}
