@@ -39,8 +39,8 @@ soak: ## the same tests with bigger numbers (root, hours)
 	NETFENCE_SOAK=1 go test -count=1 -timeout=6h -json ./... | go -C tools run ./testlog ../test/skips.txt
 
 .PHONY: bench
-bench: ## all benchmarks (root)
-	go test -run='^$$' -bench=. -benchmem ./...
+bench: ## all benchmarks, and one table of what is aimed at (root, 10 min)
+	go run ./bench
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)

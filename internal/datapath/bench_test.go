@@ -98,7 +98,7 @@ func BenchmarkPacket(b *testing.B) {
 	disabled, denylist := compile(b, &policy.Policy{Mode: policy.ModeDisabled}), compile(b, &policy.Policy{Mode: policy.ModeDenylist})
 	out := d.bpf.NfOutL2
 	for b.Loop() {
-		table(b, "per packet", []benchCase{
+		compare(b, "per packet", rounds, []benchCase{
 			{"empty program", packets(nothing, passed, udp4(to, 9), ten)},
 			{"disabled", packets(out, passed, udp4(to, 9), disabled)},
 			{"denylist without rules", packets(out, passed, udp4(to, 9), denylist)},

@@ -140,7 +140,7 @@ func BenchmarkFirst(b *testing.B) {
 	}
 	out := d.bpf.NfOutL2
 	for b.Loop() {
-		table(b, "first packet to a destination", []benchCase{
+		compare(b, "first packet to a destination", rounds, []benchCase{
 			{"empty program", first(emptyProgram(b), passed, allowed)},
 			{"allowed by one of 1,000 rules", first(out, passed, allowed)},
 			{"denied and counted, 1,000 rules", first(out, dropped, forbidden)},

@@ -274,8 +274,8 @@ func byNetfence(b *testing.B, d *Datapath, tg target.Target) floodFilter {
 	}}
 }
 
-// compare prints a table for one destination, and one for as many as rules.
-func (f *flooder) compare(b *testing.B, what string, filters []floodFilter) {
+// against prints a table for one destination, and one for as many as rules.
+func (f *flooder) against(b *testing.B, what string, filters []floodFilter) {
 	b.Helper()
 	for _, destinations := range []int{1, floodRules} {
 		to := map[int]string{1: "one destination", floodRules: "1,000 destinations"}[destinations]
@@ -293,7 +293,7 @@ func (f *flooder) compare(b *testing.B, what string, filters []floodFilter) {
 				return took
 			}})
 		}
-		tableOf(b, "a packet of a flood, 1,000 rules", floodRounds, cases)
+		compare(b, "a packet of a flood, 1,000 rules", floodRounds, cases)
 	}
 }
 
@@ -326,8 +326,8 @@ func BenchmarkFlood(b *testing.B) {
 		return link.AttachCgroup(link.CgroupOptions{Path: cg.Path, Attach: ebpf.AttachCGroupInetEgress, Program: nothing})
 	})}, byNetfence(b, d, job)}
 	for b.Loop() {
-		frames.compare(b, "veth", atVeth)
-		datagrams.compare(b, "cgroup", atCgroup)
+		frames.against(b, "veth", atVeth)
+		datagrams.against(b, "cgroup", atCgroup)
 	}
 }
 

@@ -37,6 +37,9 @@ func BenchmarkAttach(b *testing.B) {
 		fmt.Fprintln(w, "attach\tfirst tenth p50\tp99\tlast tenth p50\tp99\tkernel each\tdaemon each\tdetach all")
 		attachMany(b, w, "cgroup", benchCgroups, makeCgroups)
 		attachMany(b, w, "interface", benchInterfaces, makeInterfaces)
+		if err := w.Flush(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
@@ -73,18 +76,23 @@ func attachMany(b *testing.B, w *tabwriter.Writer, what string, n int,
 	d.Stop(b)
 	remove()
 
-	first, last := slices.Clone(took[:n/10]), slices.Clone(took[n-n/10:])
+	b.ReportMetric(0, "ns/op")                                                      // of both together: nothing that anybody wants to know
+	report := func(value float64, of string) { b.ReportMetric(value, what+":"+of) } // for ./bench
+	report(float64(kernel)/float64(n), "kernel-KiB")
+	report(float64(daemon)/float64(n), "daemon-KiB")
 	fmt.Fprintf(w, "%s ×%d", what, n)
-	for _, part := range [][]time.Duration{first, last} {
-		slices.Sort(part)
+	for _, tenth := range []struct {
+		name string
+		took []time.Duration
+	}{{"first", slices.Clone(took[:n/10])}, {"last", slices.Clone(took[n-n/10:])}} {
+		slices.Sort(tenth.took)
 		for _, at := range []int{50, 99} {
-			fmt.Fprintf(w, "\t%v", part[len(part)*at/100].Round(10*time.Microsecond))
+			d := tenth.took[len(tenth.took)*at/100]
+			fmt.Fprintf(w, "\t%v", d.Round(10*time.Microsecond))
+			report(float64(d.Nanoseconds()), fmt.Sprintf("%s-p%d", tenth.name, at))
 		}
 	}
 	fmt.Fprintf(w, "\t%.1f KiB\t%.1f KiB\t%v\n", float64(kernel)/float64(n), float64(daemon)/float64(n), detached.Round(10*time.Millisecond))
-	if err := w.Flush(); err != nil {
-		b.Fatal(err)
-	}
 }
 
 func makeCgroups(b *testing.B, _ *testenv.NS, n int) (requests []*netfencev1.AttachRequest, remove func()) {
