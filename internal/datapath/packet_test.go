@@ -12,13 +12,17 @@ import (
 const (
 	protoHopByHop = 0
 	protoICMP     = 1
+	protoIPIP     = 4
 	protoTCP      = 6
 	protoUDP      = 17
 	protoRouting  = 43
 	protoFragment = 44
+	protoGRE      = 47
 	protoESP      = 50
+	protoAH       = 51
 	protoICMPv6   = 58
 	protoDstOpts  = 60
+	protoSCTP     = 132
 
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
