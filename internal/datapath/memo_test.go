@@ -3,12 +3,40 @@
 package datapath
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/policy"
 )
+
+// onOneProcessor keeps the test, and with it the programs that it runs, where they
+// are: what one processor has found out no other knows.
+func onOneProcessor(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := range len(before) * 64 {
+		if before.IsSet(cpu) {
+			one.Set(cpu)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.SchedSetaffinity(0, &before); err != nil {
+			t.Errorf("processors of the thread: %v", err)
+		}
+		runtime.UnlockOSThread()
+	})
+}
 
 // rulings edits what processors have found out. It returns how many entries there were.
 func rulings(t *testing.T, d *Datapath, edit func(*bpfRuling)) (found int) {
@@ -57,6 +85,7 @@ func TestRulingsAreForOnePolicyAndDestination(t *testing.T) {
 		{"its own", func(*bpfRuling) {}, passed},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			onOneProcessor(t)
 			rulings(t, d, func(r *bpfRuling) { *r = bpfRuling{} })
 			replace(t, d, id, packetPolicy())
 			verdict(t, d, tg, "unknown", denied, dropped)
@@ -90,6 +119,7 @@ func TestTimedRulesAreNotRemembered(t *testing.T) {
 // A pass is for one flow. What ends it ends at once, but for the grant's own end,
 // which is its end too.
 func TestPassesAreForOneFlow(t *testing.T) {
+	onOneProcessor(t)
 	d, tg, id := learnedWorkload(t, Config{})
 	ack := toServer(protoTCP, tcp(4000, 443, flagACK))
 	verdict(t, d, tg, "learned", ack, passed)
