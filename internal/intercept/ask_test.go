@@ -144,6 +144,9 @@ func exchange(fd int, kind string, server unix.Sockaddr, text string) (o outcome
 	}
 	b := make([]byte, 4096)
 	n, from, err := unix.Recvfrom(fd, b, 0)
+	for err == unix.EINTR { // with a timeout, recv(2) is not taken up again after a signal
+		n, from, err = unix.Recvfrom(fd, b, 0)
+	}
 	if err != nil {
 		return failed("recv", err)
 	}
