@@ -111,7 +111,10 @@ func (c clsact) update(h hook, dir string, r bpfAttachment) error {
 	case h.program == nil:
 		return errOnlyCgroups
 	}
-	return p.replace(handle, h.program)
+	if err := p.replace(handle, h.program); err != nil {
+		return err
+	}
+	return p.keep(c.ours, handle)
 }
 
 // lead needs no twin: the kernel takes a program twice.

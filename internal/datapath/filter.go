@@ -77,20 +77,34 @@ func (p place) filter(handle uint32, fd int) *netlink.BpfFilter {
 // find returns the handle that the filter has, 0 if it is not there, and whether it
 // runs before all others. Its program has to be of ours.
 func (p place) find(o *ours) (handle uint32, first bool, err error) {
+	handles, first, err := p.findAll(o)
+	if len(handles) > 0 {
+		handle = handles[0]
+	}
+	return handle, first, err
+}
+
+// findAll returns both handles, in the order in which they run, where a crash came
+// before one had given way to the other.
+func (p place) findAll(o *ours) (handles []uint32, first bool, err error) {
 	filters, err := listFilters(p.ifindex, filterParents[p.side])
 	if err != nil {
-		return 0, false, err
+		return nil, false, err
 	}
 	for i, f := range filters {
 		b, ok := f.(*netlink.BpfFilter)
 		if !ok || b.Name != p.name() || b.Handle|otherHandle != p.handle|otherHandle || !b.DirectAction {
 			continue
 		}
-		if mine, err := o.has(ebpf.ProgramID(b.Id)); mine || err != nil {
-			return b.Handle, i == 0, err
+		mine, err := o.has(ebpf.ProgramID(b.Id))
+		if err != nil {
+			return nil, false, err
+		}
+		if mine {
+			handles, first = append(handles, b.Handle), first || i == 0
 		}
 	}
-	return 0, false, nil
+	return handles, first, nil
 }
 
 // listFilters lists, in the order in which they run, what a device without the
@@ -128,10 +142,10 @@ func (p place) put(o *ours, program *ebpf.Program) error {
 	if old != 0 {
 		handle = old ^ otherHandle
 	}
-	if err := p.explain(netlink.FilterAdd(p.filter(handle, program.FD()))); err != nil || old == 0 {
+	if err := p.explain(netlink.FilterAdd(p.filter(handle, program.FD()))); err != nil {
 		return err
 	}
-	return p.explain(netlink.FilterDel(p.filter(old, -1)))
+	return p.keep(o, handle)
 }
 
 // replace swaps the program of the filter with that handle, in one step.
@@ -139,14 +153,24 @@ func (p place) replace(handle uint32, program *ebpf.Program) error {
 	return p.explain(netlink.FilterReplace(p.filter(handle, program.FD())))
 }
 
-// remove ends the filter. One that somebody else has removed, or that went with its
-// device, is no error.
-func (p place) remove(o *ours) error {
-	handle, _, err := p.find(o)
-	if err == nil && handle != 0 {
-		err = netlink.FilterDel(p.filter(handle, -1))
+// remove ends the filter, under both its handles. One that somebody else has
+// removed, or that went with its device, is no error.
+func (p place) remove(o *ours) error { return p.keep(o, 0) }
+
+// keep removes the filter under other handles than that.
+func (p place) keep(o *ours, handle uint32) error {
+	handles, _, err := p.findAll(o)
+	errs := []error{err}
+	for _, h := range handles {
+		if h == handle {
+			continue
+		}
+		err := netlink.FilterDel(p.filter(h, -1))
+		if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, err)
+		}
 	}
-	if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove filter %s: %w", p, err)
 	}
 	return nil

@@ -17,8 +17,9 @@ import (
 const anyDevice = -1
 
 // filterChanges tells, until ctx is done, the index of each device whose queueing
-// disciplines or filters somebody has changed, in the network namespace at hand.
-func filterChanges(ctx context.Context) (<-chan int, error) {
+// disciplines or filters somebody has changed, in the network namespace at hand. The
+// caller reads until it closes the channel.
+func (d *Datapath) filterChanges(ctx context.Context) (<-chan int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("watch filters: %w", err)
@@ -39,6 +40,9 @@ func filterChanges(ctx context.Context) (<-chan int, error) {
 			case errors.Is(err, unix.ENOBUFS):
 				devices = []int{anyDevice}
 			case err != nil:
+				if ctx.Err() == nil {
+					d.log.Warn("filters are looked at in turn only", "err", err)
+				}
 				return
 			default:
 				devices = changedDevices(buffer[:n])

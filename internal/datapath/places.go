@@ -10,10 +10,10 @@ import (
 // places is who has which place of nf_interface_places, where programs find an
 // interface without a hash. Who finds its place taken is found in nf_interfaces.
 //
-// A value of the map is not written in one step, and need not be: a place that
-// is taken was zero before, and the programs need all three of its fields. It is
-// zero before the links go, which takes a grace period of RCU, so no packet sees
-// one attachment's fields and then another's.
+// A value of the map is not written in one step, and need not be: a place that is
+// taken was zero before, and the programs read whose it is before they compare
+// namespace and ifindex. An identity that is not that of the packet's device is
+// followed by another ifindex or namespace, or by none.
 type places struct {
 	mu    sync.Mutex
 	taken map[uint32]uint64 // identities

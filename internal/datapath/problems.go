@@ -3,7 +3,9 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -26,7 +28,10 @@ func (d *Datapath) Problems() []string {
 	p.mu.Lock()
 	texts := slices.Sorted(maps.Values(p.texts))
 	p.mu.Unlock()
-	aside, _ := os.ReadDir(filepath.Join(d.pins.base(), foreignDir)) // most have none
+	aside, err := os.ReadDir(filepath.Join(d.pins.base(), foreignDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // which is how it nearly always is
+		texts = append(texts, fmt.Sprintf("pins that were in the way: %v", err))
+	}
 	for _, e := range aside {
 		texts = append(texts, fmt.Sprintf("pin %s is not Netfence's and was in the way (move it to where it belongs)",
 			filepath.Join(d.pins.base(), foreignDir, e.Name())))

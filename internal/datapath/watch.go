@@ -62,7 +62,7 @@ func (l *leads) allow(now time.Time) bool {
 func (d *Datapath) Watch(ctx context.Context, vanished func(id string, err error)) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	changes, err := filterChanges(ctx)
+	changes, err := d.filterChanges(ctx)
 	netns, noCookie := target.NetnsCookie()
 	if err := errors.Join(err, noCookie); err != nil {
 		d.log.Warn("filters are looked at in turn only", "err", err)
@@ -84,6 +84,11 @@ func (d *Datapath) Watch(ctx context.Context, vanished func(id string, err error
 		for waiting := true; waiting; {
 			select {
 			case <-ctx.Done():
+				for changes != nil {
+					if _, ok := <-changes; !ok {
+						changes = nil
+					}
+				}
 				return
 			case ifindex, ok := <-changes:
 				if !ok {

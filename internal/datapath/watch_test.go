@@ -18,7 +18,6 @@ import (
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/internal/testenv"
-	"github.com/netfence/netfence/policy"
 )
 
 // incidents are what a datapath has told of.
@@ -51,11 +50,16 @@ func watched(t *testing.T, cfg Config) (*Datapath, *incidents) {
 	told := &incidents{}
 	cfg.Events = told.add
 	d := openWith(t, cfg)
+	watch(t, d)
+	return d, told
+}
+
+// watch has d look after its attachments until the test ends.
+func watch(t *testing.T, d *Datapath) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); d.Watch(ctx, nil) }()
 	t.Cleanup(func() { stop(); <-done })
-	return d, told
 }
 
 // passer is a program that ends the chain with "let it pass", as one that redirects would.
@@ -92,16 +96,8 @@ func atHead(t *testing.T, tg target.Target, p *ebpf.Program) link.Link {
 // Whoever gets before our program is put behind it within seconds, and it is told of.
 func TestOursComesFirst(t *testing.T) {
 	d, told := watched(t, linked(t, Config{Dir: pinDir(t)}))
-	world := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
-	tg, err := target.ResolveInterface(world.Link, target.Ingress, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	arrived := testenv.Observe(t, world.Outside, "eth0")
-	w := testenv.StartWorkload(t, world.Workload, nil)
-	id := attach(t, d, tg)
-	replace(t, d, id, &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule("198.51.100.0/24")}})
-	allowed, forbidden := startFlood(t, w, arrived, "198.51.100.7:1000", true), startFlood(t, w, arrived, "203.0.113.6:1000", false)
+	f := newFlooded(t, d)
+	tg, id, arrived, allowed, forbidden := f.tg, f.id, f.arrived, f.allowed, f.forbidden
 
 	l := atHead(t, tg, passer(t))
 	defer l.Close()
@@ -128,16 +124,8 @@ func TestOursComesFirst(t *testing.T) {
 // Taking the lead has no moment without a filter.
 func TestTakingTheLeadHasNoGap(t *testing.T) {
 	d := openWith(t, linked(t, Config{Dir: pinDir(t)}))
-	world := testenv.NewWorld(t, testenv.Self(t), testenv.VethDevice)
-	tg, err := target.ResolveInterface(world.Link, target.Ingress, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	arrived := testenv.Observe(t, world.Outside, "eth0")
-	w := testenv.StartWorkload(t, world.Workload, nil)
-	id := attach(t, d, tg)
-	replace(t, d, id, &policy.Policy{Mode: policy.ModeAllowlist, Allow: []policy.Rule{rule("198.51.100.0/24")}})
-	allowed, forbidden := startFlood(t, w, arrived, "198.51.100.7:1000", true), startFlood(t, w, arrived, "203.0.113.6:1000", false)
+	f := newFlooded(t, d)
+	tg, id := f.tg, f.id
 	a := d.known[id]
 	h := d.hooks(a.record)[0]
 	for range 20 {
@@ -148,11 +136,7 @@ func TestTakingTheLeadHasNoGap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sent, tried := allowed.stop(), forbidden.stop()
-	arrived.Await(t, sent, toPort(allowed.to))
-	if got := arrived.Sum(t, toPort(forbidden.to)).Count; got != 0 || tried < 1000 {
-		t.Errorf("%d of %d forbidden packets arrived", got, tried)
-	}
+	f.noGap(t)
 	if on, err := link.QueryPrograms(link.QueryOptions{Target: tg.Ifindex, Attach: h.attach}); err != nil || len(on.Programs) != 1 {
 		t.Errorf("programs on the device: %+v, %v", on, err)
 	}
