@@ -207,7 +207,7 @@ static __always_inline enum reason dns_packet(struct __sk_buff *skb, __u64 ident
 	p->dst = server->address;
 	p->dst_port = server->port;
 	if (!asks_rules(word))
-		return guarded(&learning, p);
+		return WORD_SLOT(word) ? guarded(&learning, p) : silence(word);
 	if (!is_loopback(&p->dst))
 		return judge(&learning, p);
 	if (word & WORD_LOOPBACK_DENY)

@@ -333,84 +333,11 @@ __attribute__((noinline)) int learned_flow_permits(__u64 identity, const struct 
 	return 1;
 }
 
-/*
- * What passes by a name is asked of the maps once a second, and not for each packet.
- * A flow is known to be in use as well as that, and a grant that ends while the
- * host is suspended ends a second later. A SYN that passes is no flow in use yet.
- */
-static __always_inline void pass_until(const struct packet *p, const struct learning *learning)
-{
-	__u64 left = learning->deadline - learning->now;
-
-	if (p->portless || p->tcp_flags & TCP_FLAG_SYN_BYTE)
-		return;
-	if (!learning->deadline || p->tcp_flags & TCP_FLAG_RST_BYTE)
-		left = 0;
-	if (left > SECOND)
-		left = SECOND;
-	pass_note(pass_place(learning->incarnation, p), learning->word, learning->incarnation, p,
-		  bpf_jiffies64() + left / tick);
-}
-
 static __always_inline int has_flows(__u32 attachment)
 {
 	__u64 *flows = bpf_map_lookup_elem(&nf_flow_counts, &attachment);
 
 	return flows && *flows;
-}
-
-/*
- * remembered is the verdict on an ordinary packet if this processor has found it out
- * before, with all that comes before the rules; else -1. It is asked of what leaves
- * a device or a cgroup, and not through lo.
- */
-static __always_inline int remembered(__u64 identity, __u64 word, struct packet *p)
-{
-	__u32 attachment = IDENTITY_ATTACHMENT(identity);
-	__u32 incarnation = IDENTITY_INCARNATION(identity);
-	__u32 lessons = lessons_for(word, attachment), unopened = 0;
-
-	if (word & WORD_SOURCE)
-		return -1;
-	if (WORD_SLOT(word)) {
-		int ruled = ruling_recall(ruling_place(incarnation, p), word, incarnation, p,
-					  &unopened);
-
-		if (ruled != REASON_NO_RULE)
-			return ruled;
-		if (!asks_rules(word))
-			return -1;
-		if (word & WORD_DNS && resolves_names(p))
-			return REASON_NAME_PROTOCOL;
-		if (WORD_MODE(word) == MODE_DENYLIST)
-			return REASON_NONE;
-		if (lessons == unopened && !has_flows(attachment))
-			return REASON_NO_RULE;
-		p->unruled = 1;
-	}
-	if (lessons && !(p->tcp_flags & (TCP_FLAG_SYN_BYTE | TCP_FLAG_RST_BYTE)) &&
-	    pass_recall(pass_place(incarnation, p), word, incarnation, p))
-		return REASON_NONE;
-	return -1;
-}
-
-/* leaves is the verdict on a packet that does not go through lo. */
-static __always_inline enum reason leaves(__u64 identity, __u64 word, struct packet *p)
-{
-	struct learning learning = learning_of(identity, word);
-	enum reason reason = judge(&learning, p);
-
-	if (reason == REASON_NONE && learning.name) {
-		learned_flow_note(identity, p, &learning);
-		pass_until(p, &learning);
-	}
-	if (reason != REASON_NO_RULE)
-		return reason;
-	if (word & WORD_REPLIES && flow_permits(identity, p, 0))
-		return REASON_NONE;
-	if (word & WORD_DNS && learned_flow_permits(identity, p, &learning))
-		return REASON_NONE;
-	return reason;
 }
 
 /* flows_serve: silence of the rules is a denial, and replies are excepted. */
@@ -420,75 +347,6 @@ static __always_inline int flows_serve(__u64 word, int loopback)
 		return 0;
 	/* on lo, the default of denylist is closed too */
 	return WORD_MODE(word) == MODE_ALLOWLIST || (loopback && WORD_MODE(word) == MODE_DENYLIST);
-}
-
-/*
- * name_outlived: the policy in force cut the name of a learned flow, or has no use
- * for one. It notes that the name is in use, so that the daemon keeps it.
- */
-static __always_inline int name_outlived(const struct flow_key *key, const struct flow *flow,
-					 __u64 word, __u64 now)
-{
-	struct name_key name_key = { .incarnation = key->incarnation, .id = flow->name };
-	struct name *name;
-	__u64 learned;
-
-	if (WORD_MODE(word) != MODE_ALLOWLIST || !(word & WORD_DNS))
-		return 1;
-	if (!name_holds(word, key->incarnation, flow->name, &learned) ||
-	    learned + flow_limit(key->protocol) <= now)
-		return 1;
-	name = bpf_map_lookup_elem(&nf_names, &name_key);
-	if (name)
-		name->used = now;
-	return 0;
-}
-
-/* serves: the policy in force has the flow's kind of reply. */
-static __always_inline int serves(const struct flow_key *key, __u64 word)
-{
-	return flows_serve(word, key->loopback) &&
-	       (key->protocol != IPPROTO_UDP || answers_udp(word, key->local_port));
-}
-
-/* flow_outlived: its time is over, or the policy in force denies the peer. */
-static __always_inline int flow_outlived(const struct flow_key *key, const struct flow *flow,
-					 __u64 now)
-{
-	struct learning learning = {};
-	struct packet p = {};
-	enum reason reason;
-	__u64 word;
-
-	if (flow->deadline <= now)
-		return 1;
-	word = policy_word(FLOW_ATTACHMENT(flow->owner));
-	if (key->learned ? name_outlived(key, flow, word, now) : !serves(key, word))
-		return 1;
-	p.dst = key->remote;
-	p.protocol = key->protocol;
-	p.dst_port = key->remote_port;
-	p.portless = key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP;
-	learning.word = word & ~(__u64)WORD_DNS; /* the rules alone */
-	learning.incarnation = key->incarnation;
-	reason = judge(&learning, &p);
-	return reason == REASON_RULE || reason == REASON_GUARD;
-}
-
-struct bpf_map;
-
-static long flow_visit(struct bpf_map *map, const struct flow_key *key, struct flow *flow,
-		       struct flows_query *query)
-{
-	struct flow_key copy = *key;
-
-	if (query->attachment && FLOW_ATTACHMENT(flow->owner) != query->attachment)
-		return 0;
-	if (flow_outlived(key, flow, boot_clock())) {
-		flow_end(&copy, FLOW_ATTACHMENT(flow->owner));
-		query->ended++;
-	}
-	return 0;
 }
 
 #endif

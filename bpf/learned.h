@@ -15,6 +15,7 @@ struct learning {
 	__u64 deadline; /* of the grant, by the same clock */
 	__u32 incarnation;
 	__u32 attachment;
+	__u32 lessons; /* lessons_of, from before anything was looked up; 0: names open nothing */
 	__u32 name; /* 0: none */
 };
 

@@ -106,7 +106,7 @@ static __always_inline enum reason loopback_verdict(struct __sk_buff *skb, __u64
 	 */
 	if (!local)
 		return REASON_LOOPBACK;
-	p->ports_only = word & WORD_DNS && resolves_names(p);
+	p->ports_only = bypasses_names(word, p);
 	reason = by_rules(WORD_SLOT(word), p, &p->dst);
 	if (reason != REASON_NO_RULE)
 		return reason;

@@ -12,6 +12,8 @@
 
 #include "types.h"
 
+struct bpf_map; /* what bpf_for_each_map_elem hands its callback */
+
 /* Index 0: the last incarnation given out. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

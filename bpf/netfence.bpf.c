@@ -19,9 +19,11 @@
 #include "dns_interface.h"
 #include "flow.h"
 #include "kernel.h"
+#include "leave.h"
 #include "loopback.h"
 #include "socket.h"
 #include "source.h"
+#include "sweep.h"
 
 #define TC_PASS (-1) /* TCX_NEXT, TC_ACT_UNSPEC: the next program, or on */
 #define TC_DROP 2 /* TC_ACT_SHOT */
@@ -37,8 +39,14 @@ static __always_inline __u64 interface_identity(struct __sk_buff *skb)
 	struct interface_place *place = bpf_map_lookup_elem(&nf_interface_places, &at);
 	__u64 *identity;
 
-	if (place && place->ifindex == key.ifindex && place->netns == key.netns && place->identity)
-		return place->identity;
+	if (place) {
+		/* first: whoever gets the place meanwhile has another ifindex or namespace */
+		__u64 whose = *(volatile __u64 *)&place->identity;
+
+		barrier();
+		if (whose && place->ifindex == key.ifindex && place->netns == key.netns)
+			return whose;
+	}
 	identity = bpf_map_lookup_elem(&nf_interfaces, &key);
 	return identity ? *identity : 0;
 }
@@ -46,6 +54,7 @@ static __always_inline __u64 interface_identity(struct __sk_buff *skb)
 static __always_inline enum reason parse_device(struct __sk_buff *skb, int headerless,
 						struct packet *p)
 {
+	__builtin_memset(p, 0, sizeof(*p)); /* of what turned out not to be ordinary, or whole */
 	return headerless ? parse_network(skb, skb->protocol, 0, p) : parse_frame(skb, p);
 }
 
@@ -59,12 +68,14 @@ static __always_inline enum reason parse_whole(struct __sk_buff *skb, int header
 	enum reason reason = parse_device(skb, headerless, p);
 	__u32 judged = p->transport + judged_bytes(p);
 
-	if (reason || p->arp ||
-	    (void *)(long)skb->data + (judged & 0xffff) <= (void *)(long)skb->data_end)
+	if (p->arp || p->protocol == IPPROTO_ICMPV6) /* what they claim is read as well */
+		judged += MAX_DISCOVERY_LENGTH;
+	if (judged > skb->len)
+		judged = skb->len;
+	if (reason || (void *)(long)skb->data + (judged & 0xffff) <= (void *)(long)skb->data_end)
 		return reason;
 	if (bpf_skb_pull_data(skb, judged))
 		return REASON_TRUNCATED;
-	__builtin_memset(p, 0, sizeof(*p));
 	return parse_device(skb, headerless, p);
 }
 
@@ -83,25 +94,23 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 						     __u64 word, int headerless, enum reason parsed,
 						     struct packet *p)
 {
-	struct learning learning = learning_of(identity, word);
-
 	if (!identity)
 		return REASON_UNATTACHED;
 	if (!parsed && in_dns_range(&p->dst))
 		return REASON_PROTECTED;
 	if (!asks_rules(word) && (parsed || !WORD_SLOT(word)))
-		return WORD_MODE(word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
+		return silence(word);
 	if (parsed)
 		return parsed;
 	if (!p->arp && rewrites_itself(skb, p))
 		return REASON_MALFORMED;
-	if (!asks_rules(word))
-		return guarded(&learning, p);
 	if (word & WORD_SOURCE && !source_holds(skb, identity, WORD_SLOT(word), headerless, p))
 		return REASON_SOURCE;
-	if (configures(identity, p))
+	if ((asks_rules(word) || word & WORD_CONFIGURES) && configures(identity, p))
 		return REASON_NONE;
-	if (is_loopback(&p->dst))
+	if (p->arp)
+		return silence(word);
+	if (WORD_MODE(word) != MODE_DISABLED && is_loopback(&p->dst))
 		return REASON_LOOPBACK;
 	return leaves(identity, word, p);
 }
@@ -123,7 +132,6 @@ static __always_inline int interface_outbound(struct __sk_buff *skb, int headerl
 			return settle(identity, word, known, skb->len, &p) ? TC_DROP : TC_PASS;
 		reason = REASON_NONE;
 	} else {
-		__builtin_memset(&p, 0, sizeof(p)); /* of what turned out to be none */
 		reason = parse_whole(skb, headerless, &p);
 	}
 	if (identity && !reason && is_query(&p) &&
@@ -161,11 +169,8 @@ static __always_inline int interface_inbound(struct __sk_buff *skb, int headerle
 
 	if (!identity || skb->tc_index == IDENTITY_ATTACHMENT(identity) || !flows_serve(word, 0))
 		return TC_PASS;
-	if (!is_ordinary(skb, headerless, &p)) {
-		__builtin_memset(&p, 0, sizeof(p));
-		if (parse_device(skb, headerless, &p) || p.arp)
-			return TC_PASS;
-	}
+	if (!is_ordinary(skb, headerless, &p) && (parse_device(skb, headerless, &p) || p.arp))
+		return TC_PASS;
 	flow_inbound(identity, word, &p, 0);
 	return TC_PASS;
 }
@@ -220,18 +225,16 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
 	struct learning learning = learning_of(identity, word);
 	struct protected_socket *protected;
-	enum reason reason = REASON_NONE;
+	enum reason reason;
 
 	if (!identity)
 		return REASON_UNATTACHED;
-	if (parse_ordinary(skb, skb->protocol, 0, p)) {
-		int known = loopback ? -1 : remembered(identity, word, p);
+	reason = parse_ip(skb, skb->protocol, 0, p);
+	if (!reason && !p->portless && !loopback) {
+		int known = remembered(identity, word, p);
 
 		if (known >= 0)
 			return known;
-	} else {
-		__builtin_memset(p, 0, sizeof(*p));
-		reason = parse_network(skb, skb->protocol, 0, p);
 	}
 	protected = loopback && !reason ? protected_socket(p) : NULL;
 	if (protected && protected->netns == netns_cookie(skb))
@@ -244,17 +247,16 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 	}
 	if (!reason && is_query(p) && intercepts(word))
 		return REASON_DNS;
-	if (!asks_rules(word) && reason)
-		return WORD_MODE(word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
-	if (!asks_rules(word))
-		return guarded(&learning, p);
+	if (!asks_rules(word) && (reason || !WORD_SLOT(word)))
+		return silence(word);
 	if (reason)
 		return reason;
-	if (word & WORD_SOURCE && !loopback && !source_holds(skb, identity, WORD_SLOT(word), 1, p))
-		return REASON_SOURCE;
 	if (loopback)
-		return loopback_verdict(skb, identity, word, p);
-	if (is_loopback(&p->dst))
+		return asks_rules(word) ? loopback_verdict(skb, identity, word, p) :
+					  guarded(&learning, p);
+	if (word & WORD_SOURCE && !source_holds(skb, identity, WORD_SLOT(word), 1, p))
+		return REASON_SOURCE;
+	if (WORD_MODE(word) != MODE_DISABLED && is_loopback(&p->dst))
 		return REASON_LOOPBACK;
 	return leaves(identity, word, p);
 }
@@ -278,7 +280,7 @@ int nf_cg_ingress(struct __sk_buff *skb)
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
 	struct packet p = {};
 
-	if (identity && flows_serve(word, loopback) && !parse_network(skb, skb->protocol, 0, &p))
+	if (identity && flows_serve(word, loopback) && !parse_ip(skb, skb->protocol, 0, &p))
 		flow_inbound(identity, word, &p, loopback);
 	return SK_PASS_PACKET;
 }

@@ -49,9 +49,11 @@ struct packet {
 	__u8 arp;
 	__u16 transport; /* offset of what follows the network header */
 	__u8 ports_only; /* a rule that allows every port does not mean this one */
-	__u8 timed; /* what by_rules said of it may change by itself */
+	__u8 ruled; /* enum reason: what by_rules said of it */
+	__u8 timed; /* which may change by itself */
 	__u8 unruled; /* remembered: no rule speaks of it */
-	__u8 pad[3];
+	__u8 unopened; /* remembered: nor has a name opened it, up to now */
+	__u8 pad;
 	__u32 rule; /* that denies it, by struct clause; 0: none */
 };
 
@@ -348,6 +350,16 @@ static __always_inline int parse_ordinary(struct __sk_buff *skb, __be16 protocol
 	p->src_port = bpf_ntohs(*(const __be16 *)transport);
 	p->dst_port = bpf_ntohs(*(const __be16 *)(transport + 2));
 	return 1;
+}
+
+/* parse_ip is parse_network, by the short way where it leads. */
+static __always_inline enum reason parse_ip(struct __sk_buff *skb, __be16 protocol, __u32 offset,
+					    struct packet *p)
+{
+	if (parse_ordinary(skb, protocol, offset, p))
+		return REASON_NONE;
+	__builtin_memset(p, 0, sizeof(*p)); /* of what turned out to be none */
+	return parse_network(skb, protocol, offset, p);
 }
 
 /*

@@ -10,11 +10,11 @@
 
 static __always_inline enum reason socket_verdict(struct learning *learning, struct packet *p)
 {
-	if (WORD_MODE(learning->word) == MODE_BLOCK_ALL && !WORD_SLOT(learning->word))
-		return REASON_MODE;
+	if (!asks_rules(learning->word))
+		return WORD_SLOT(learning->word) ? guarded(learning, p) : silence(learning->word);
 	if (p->portless || is_loopback(&p->dst) || is_unspecified(&p->dst))
-		return asks_rules(learning->word) ? REASON_NONE : guarded(learning, p);
-	return asks_rules(learning->word) ? judge(learning, p) : guarded(learning, p);
+		return REASON_NONE;
+	return judge(learning, p);
 }
 
 /*

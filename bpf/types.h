@@ -64,6 +64,8 @@ enum word_flag {
 	WORD_AUDIT = 1 << 8, /* what the policy would drop passes */
 	WORD_REPLIES_UDP = 1 << 9, /* the slot lists ports whose inbound datagrams are answered */
 	WORD_SOURCE = 1 << 10, /* the slot lists what may be sent from */
+	WORD_CONFIGURES =
+		1 << 11, /* block-all, but the guard lets something pass: see configures() */
 };
 
 enum attachment_flag {

@@ -163,6 +163,12 @@ static __always_inline int asks_rules(__u64 word)
 	return WORD_MODE(word) == MODE_ALLOWLIST || WORD_MODE(word) == MODE_DENYLIST;
 }
 
+/* silence is the verdict of the modes that have no rules. */
+static __always_inline enum reason silence(__u64 word)
+{
+	return WORD_MODE(word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
+}
+
 /*
  * resolves_names is true for the protocols by which a host could learn addresses
  * that Netfence has not: DNS over TLS and QUIC (RFC 7858, RFC 9250), multicast
@@ -180,20 +186,10 @@ static __always_inline int resolves_names(const struct packet *p)
 	return 0;
 }
 
-/* unruled is the verdict where no rule speaks: the mode's, and what was learned. */
-static __always_inline enum reason unruled(struct learning *learning, const struct packet *p,
-					   const struct address *destination, __u32 lessons)
+/* bypasses_names is true for what only a rule that names its port lets pass. */
+static __always_inline int bypasses_names(__u64 word, const struct packet *p)
 {
-	__u64 word = learning->word;
-
-	learning->name = 0;
-	if (p->ports_only)
-		return REASON_NAME_PROTOCOL;
-	if (WORD_MODE(word) == MODE_DENYLIST)
-		return REASON_NONE;
-	if (lessons && by_learned(learning, p, destination))
-		return REASON_NONE;
-	return REASON_NO_RULE;
+	return asks_rules(word) && word & WORD_DNS && resolves_names(p);
 }
 
 /* What names may open is asked for in this mode alone. */
@@ -204,32 +200,28 @@ static __always_inline __u32 lessons_for(__u64 word, __u32 attachment)
 	return lessons_of(attachment);
 }
 
-/*
- * judge_plain judges an address that has no other within, and notes what the rules
- * said of it for remembered() to find. What may change by itself is not noted, nor
- * what is no answer.
- */
-static __always_inline enum reason judge_plain(struct learning *learning, struct packet *p)
+/* judge_address asks the rules, then the mode, then what was learned. */
+static __always_inline enum reason judge_address(struct learning *learning, struct packet *p,
+						 const struct address *destination)
 {
-	__u32 lessons = lessons_for(learning->word, learning->attachment);
-	enum reason ruled = REASON_NO_RULE, reason;
-
-	p->timed = 0;
+	learning->name = 0;
+	p->ruled = REASON_NO_RULE;
 	if (!p->unruled)
-		ruled = by_rules(WORD_SLOT(learning->word), p, &p->dst);
-	reason = ruled;
-	if (ruled == REASON_NO_RULE)
-		reason = unruled(learning, p, &p->dst, lessons);
-	if (WORD_SLOT(learning->word) && !p->portless && !p->timed && ruled != REASON_NO_TABLE)
-		ruling_note(ruling_place(learning->incarnation, p), learning->word,
-			    learning->incarnation, p, ruled,
-			    reason == REASON_NO_RULE ? lessons : 0);
-	return reason;
+		p->ruled = by_rules(WORD_SLOT(learning->word), p, destination);
+	if (p->ruled != REASON_NO_RULE)
+		return p->ruled;
+	if (p->ports_only)
+		return REASON_NAME_PROTOCOL;
+	if (WORD_MODE(learning->word) == MODE_DENYLIST)
+		return REASON_NONE;
+	if (learning->lessons && !p->unopened && by_learned(learning, p, destination))
+		return REASON_NONE;
+	return REASON_NO_RULE;
 }
 
 /*
- * judge is the verdict by destination, in the modes that have rules. What a
- * translator would unwrap must be permitted inside as well as outside, and is
+ * judge is the verdict by destination, of the rules and the mode that has them. What
+ * a translator would unwrap must be permitted inside as well as outside, and is
  * denied if it is denied on either side. Where a name was needed, learning->name
  * tells which; 0 if two different ones were.
  */
@@ -237,23 +229,19 @@ static __always_inline enum reason judge(struct learning *learning, struct packe
 {
 	enum reason outside, inside;
 	struct address inner;
-	__u32 name, lessons;
+	__u32 name;
 
-	p->ports_only =
-		asks_rules(learning->word) && learning->word & WORD_DNS && resolves_names(p);
-	if (!embedded_ipv4(&p->dst, &inner))
-		return judge_plain(learning, p);
-	lessons = lessons_for(learning->word, learning->attachment);
-	outside = by_rules(WORD_SLOT(learning->word), p, &p->dst);
-	if (outside == REASON_NO_RULE)
-		outside = unruled(learning, p, &p->dst, lessons);
-	if (outside != REASON_NONE && outside != REASON_NO_RULE)
+	learning->lessons = lessons_for(learning->word, learning->attachment);
+	p->ports_only = bypasses_names(learning->word, p);
+	p->timed = 0;
+	outside = judge_address(learning, p, &p->dst);
+	if ((outside != REASON_NONE && outside != REASON_NO_RULE) ||
+	    !embedded_ipv4(&p->dst, &inner))
 		return outside;
 	name = learning->name;
-	inside = by_rules(WORD_SLOT(learning->word), p, &inner);
-	if (inside == REASON_NO_RULE)
-		inside = unruled(learning, p, &inner, lessons);
-	learning->deadline = 0; /* not of two grants */
+	inside = judge_address(learning, p, &inner);
+	p->timed = 1; /* two answers are kept as none */
+	learning->deadline = 0; /* likewise of two grants */
 	if (inside != REASON_NONE && inside != REASON_NO_RULE)
 		return inside;
 	if (!learning->name)
@@ -263,17 +251,12 @@ static __always_inline enum reason judge(struct learning *learning, struct packe
 	return outside ? outside : inside;
 }
 
-/* guarded is the verdict of the modes that have no rules: only the guard is above them. */
+/* guarded is judge in the modes that have no rules: only the guard is above them. */
 static __always_inline enum reason guarded(struct learning *learning, struct packet *p)
 {
-	enum reason silence =
-		WORD_MODE(learning->word) == MODE_DISABLED ? REASON_NONE : REASON_MODE;
-	enum reason reason;
+	enum reason reason = judge(learning, p);
 
-	if (!WORD_SLOT(learning->word) || p->arp)
-		return silence;
-	reason = judge(learning, p);
-	return reason == REASON_NO_RULE ? silence : reason;
+	return reason == REASON_NO_RULE ? silence(learning->word) : reason;
 }
 
 static __always_inline int on_link(__u64 identity, const struct address *a)

@@ -44,7 +44,7 @@ func (p *Policy) CompileWith(guard *Guard) (*Compiled, error) {
 	case ModeDisabled: // what passes anyway needs no audit, and no source is wrong
 		c.Audit, c.Loopback, t.sources = false, LoopbackAllow, nil
 	case ModeBlockAll:
-		c.Loopback = LoopbackDeny
+		c.Loopback, c.Configures = LoopbackDeny, len(t.guardAllow) > 0
 	default: // an unknown mode is closed
 		c.Mode, c.Audit, c.Loopback = ModeBlockAll, false, LoopbackDeny
 	}

@@ -22,6 +22,9 @@ type Compiled struct {
 	// RepliesUDP: Table.Clauses[0] begins the chain of the workload's UDP ports
 	// whose inbound flows are answered.
 	RepliesUDP bool
+	// Configures: block-all, but the guard lets something pass, which is of no use
+	// to who can not find its neighbours. Interfaces may send what that takes.
+	Configures bool
 	// Table is asked before the mode, in every mode. In block-all and disabled
 	// it holds the guard's rules only. nil: no rules.
 	Table *Table

@@ -417,6 +417,7 @@ const (
 	bpfWordFlagWORD_AUDIT          bpfWordFlag = 256
 	bpfWordFlagWORD_REPLIES_UDP    bpfWordFlag = 512
 	bpfWordFlagWORD_SOURCE         bpfWordFlag = 1024
+	bpfWordFlagWORD_CONFIGURES     bpfWordFlag = 2048
 )
 
 // Names of all BPF objects in the ELF.

@@ -83,6 +83,37 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// In block-all an interface sends what it takes to find a neighbour, if there is one
+// that the guard allows; what belongs to lo stays there.
+func TestGuardInBlockAll(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	neighbour := neighbour(135, "fe80::7", "fd00::5", 1, ownMAC)
+	arp, dhcp := arpOf(ownMAC, "10.0.0.2"), frame(ipv4{src: "0.0.0.0", dst: "255.255.255.255", proto: protoUDP}.packet(udp(68, 67)), etherIPv4)
+	for _, tt := range []struct {
+		name  string
+		guard *policy.Guard
+		want  uint32
+	}{
+		{"nothing allowed", &policy.Guard{Deny: []policy.Rule{rule("169.254.0.0/16")}}, dropped},
+		{"something allowed", &policy.Guard{Allow: []policy.Rule{rule("0.0.0.0/0")}}, passed},
+		{"no guard", nil, dropped},
+	} {
+		replaceUnder(t, d, id, policy.BlockAll(), tt.guard)
+		verdict(t, d, tg, tt.name+": arp", arp, tt.want)
+		verdict(t, d, tg, tt.name+": neighbour solicitation", neighbour, tt.want)
+		verdict(t, d, tg, tt.name+": dhcp", dhcp, tt.want)
+		verdict(t, d, tg, tt.name+": an address", udp4("192.0.2.1", 9), tt.want)
+		verdict(t, d, tg, tt.name+": loopback off lo", udp4("127.0.0.1", 9), dropped)
+		verdict(t, d, tg, tt.name+": router advertisement", frame(ipv6{dst: "ff02::1", proto: protoICMPv6, hops: 255}.packet(icmp(134, 0)), etherIPv6), dropped)
+		verdict(t, d, tg, tt.name+": not ip", frame(make([]byte, 28), 0x88cc), dropped)
+	}
+	spoofed := &policy.Policy{Source: []policy.Source{{Prefix: netip.MustParsePrefix("10.9.9.9/32")}}}
+	replaceUnder(t, d, id, spoofed, &policy.Guard{Allow: []policy.Rule{rule("0.0.0.0/0")}})
+	verdict(t, d, tg, "from another source", udp4("192.0.2.1", 9), dropped)
+}
+
 // Before the first policy nothing passes, the guard's or not.
 func TestGuardBeginsWithThePolicy(t *testing.T) {
 	d := open(t, pinDir(t))

@@ -3,12 +3,16 @@
 package datapath
 
 import (
+	"errors"
+	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -98,6 +102,57 @@ func TestRulingsAreForOnePolicyAndDestination(t *testing.T) {
 			}
 			verdict(t, d, tg, "tampered with", denied, tt.verdict)
 		})
+	}
+}
+
+// A ruling is taken for the verdict on a packet that leaves, with all that comes
+// before the rules. Who asks the rules about something else must note nothing: the
+// peer of a flow through lo, say, is at 127.0.0.1, which no packet on another device
+// may be addressed to, whatever the rules say.
+func TestOnlyWhatLeavesIsRemembered(t *testing.T) {
+	onOneProcessor(t)
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	id := attach(t, d, tg)
+	replace(t, d, id, &policy.Policy{
+		Mode: policy.ModeDenylist, DNS: policy.DNS{Mode: policy.DNSDisabled}, Deny: []policy.Rule{rule("10.0.0.0/8")},
+	})
+	a := d.known[id]
+	key := bpfFlowKey{Incarnation: a.record.Incarnation, Loopback: 1, LocalPort: 7, RemotePort: 9}
+	key.Protocol = protoTCP
+	key.Local.Word = networkWords(netip.MustParseAddr("127.0.0.1"))
+	key.Remote.Word = key.Local.Word
+	flow := bpfFlow{Deadline: uint64(bootTime(t) + time.Hour), Owner: a.index | 7<<16}
+	if err := errors.Join(d.bpf.NfFlows.Put(&key, &flow), d.bpf.NfFlowCounts.Put(a.index, uint64(1))); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.endFlows(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.bpf.NfFlows.Lookup(&key, &flow); err != nil {
+		t.Fatalf("the flow was to be looked at, and kept: %v", err)
+	}
+	if n := rulings(t, d, func(*bpfRuling) {}); n != 0 {
+		t.Errorf("%d rulings noted by a walk over the flows", n)
+	}
+	verdict(t, d, tg, "127.0.0.1 off lo", tcp4("127.0.0.1", 9), dropped)
+	verdict(t, d, tg, "a packet that leaves", tcp4("192.0.2.1", 9), passed)
+	if n := rulings(t, d, func(*bpfRuling) {}); n != 1 {
+		t.Errorf("%d rulings noted by a packet that leaves, want 1", n)
+	}
+}
+
+// What sockets ask at connect and sendmsg is no packet yet.
+func TestSocketsNoteNothing(t *testing.T) {
+	h := hostWithCgroup(t, &policy.Policy{Mode: policy.ModeAllowlist, Deny: []policy.Rule{rule("203.0.113.0/24")}})
+	w := testenv.StartWorkload(t, h.ns, h.cg)
+	for _, kind := range []testenv.ProbeKind{testenv.TCP, testenv.UDPSendto, testenv.UDPConnected} {
+		if got := w.Probe(t, testenv.Probe{Kind: kind, To: netip.MustParseAddrPort("203.0.113.9:9")}); got.Errno != unix.EPERM {
+			t.Errorf("%s: %s, want EPERM", kind, got)
+		}
+	}
+	if n := rulings(t, h.d, func(*bpfRuling) {}); n != 0 {
+		t.Errorf("%d rulings, want none", n)
 	}
 }
 

@@ -27,6 +27,9 @@ func compose(c *policy.Compiled, s *slot) uint64 {
 	if c.Audit {
 		word |= uint64(bpfWordFlagWORD_AUDIT)
 	}
+	if c.Configures {
+		word |= uint64(bpfWordFlagWORD_CONFIGURES)
+	}
 	if c.RepliesUDP {
 		word |= uint64(bpfWordFlagWORD_REPLIES_UDP)
 	}
