@@ -180,7 +180,7 @@ func (d *daemon) assemble(version string) error {
 
 // stages are what runs, the foundations first.
 func (d *daemon) stages(version string) []stage {
-	t := &targets{store: d.store, watcher: d.watcher, log: d.log, watched: make(map[string]target.Target)}
+	t := &targets{store: d.store, watcher: d.watcher, events: d.hub.Publish, log: d.log, watched: make(map[string]target.Target)}
 	stages := []stage{
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},

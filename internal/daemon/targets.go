@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
+	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
 )
@@ -16,6 +18,7 @@ import (
 type targets struct {
 	store   *state.Store
 	watcher *target.Watcher
+	events  func(events.Event) // must not block
 	log     *slog.Logger
 	watched map[string]target.Target // by attachment id, as handed to the watcher
 }
@@ -79,6 +82,11 @@ func (t *targets) report(event target.Event) error {
 	case target.Removed:
 		t.log.Info("target vanished", "attachment", a.ID, "target", event.Target)
 		_, err = t.store.Remove(a.ID, state.ReasonRemoved, fmt.Sprintf("%s vanished", event.Target))
+	case target.Doubtful:
+		const what = "a default route leaves by the interface now: if this host sends by it, its packets are not filtered " +
+			"(detach, and attach with --direction)"
+		t.log.Error("direction in doubt", "attachment", a.ID, "target", event.Target, "direction", event.Target.Direction, "what", what)
+		t.events(events.Event{Time: time.Now(), Attachment: a.ID, Incident: &events.Incident{Kind: "direction", Message: what}})
 	case target.Renamed:
 		t.log.Info("target renamed", "attachment", a.ID, "from", a.Target, "to", event.Target)
 		err = t.store.SetTarget(a.ID, event.Target)

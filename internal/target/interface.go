@@ -48,7 +48,7 @@ func ResolveInterface(name string, want Direction, netns string) (Target, error)
 		return Target{}, err
 	}
 	t := describe(link, cookie)
-	t.Direction = want
+	t.Direction, t.Directed = want, want != DirectionAuto
 	if want == DirectionAuto {
 		if t.Direction, err = findDirection(link); err != nil {
 			return Target{}, err
@@ -139,31 +139,36 @@ func findDirection(link netlink.Link) (Direction, error) {
 	// Such a device serves a workload, unless it is this host's own way out: the
 	// veth of a container that the daemon runs in, the tun of a VPN, a bridge
 	// over the uplink.
-	uplink, err := carriesDefaultRoute(link.Attrs().Index)
+	leave, err := uplinks(&netlink.Handle{})
 	if err != nil {
-		return 0, fmt.Errorf("interface %s: default routes: %w", name, err)
+		return 0, fmt.Errorf("interface %s: %w", name, err)
 	}
-	if uplink {
+	if leave[link.Attrs().Index] {
 		return 0, ask("a default route leaves by it")
 	}
 	return Ingress, nil
 }
 
-// carriesDefaultRoute reports whether a default route of either family, in any
-// table, leaves by the device. The two halves 0.0.0.0/1 and 128.0.0.0/1, with
+// uplinks returns the indexes of the devices by which a default route leaves, of
+// either family, in any table. The two halves 0.0.0.0/1 and 128.0.0.0/1, with
 // which VPN clients cover the default route, count as well.
-func carriesDefaultRoute(ifindex int) (bool, error) {
-	found := false
+func uplinks(h *netlink.Handle) (map[int]bool, error) {
+	found := map[int]bool{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		// RT_TABLE_UNSPEC under RT_FILTER_TABLE lists every table.
-		err := netlink.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE,
+		err := h.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE,
 			func(r netlink.Route) bool {
-				found = found || isDefault(r) && leavesBy(r, ifindex)
-				return !found
+				if isDefault(r) {
+					found[r.LinkIndex] = true
+					for _, hop := range r.MultiPath {
+						found[hop.LinkIndex] = true
+					}
+				}
+				return true
 			})
 		// An interrupted dump may lack routes: better to ask than to guess.
 		if err != nil {
-			return false, err
+			return nil, fmt.Errorf("default routes: %w", err)
 		}
 	}
 	return found, nil
@@ -178,15 +183,6 @@ func isDefault(r netlink.Route) bool {
 	}
 	ones, _ := r.Dst.Mask.Size()
 	return ones <= 1
-}
-
-func leavesBy(r netlink.Route, ifindex int) bool {
-	for _, hop := range r.MultiPath {
-		if hop.LinkIndex == ifindex {
-			return true
-		}
-	}
-	return r.LinkIndex == ifindex
 }
 
 func currentInterface(t Target) (Target, error) {
@@ -212,7 +208,7 @@ func lookInterface(h *netlink.Handle, cookie uint64, t Target) (Target, error) {
 		return Target{}, fmt.Errorf("%s: %w", object, err)
 	}
 	now := describe(link, cookie)
-	now.Direction = t.Direction
+	now.Direction, now.Directed = t.Direction, t.Directed
 	if !now.Same(t) {
 		return Target{}, &NotFoundError{Object: object,
 			Cause: fmt.Sprintf("its index %d is now %s, a %s", t.Ifindex, now.Name, now.LinkKind)}

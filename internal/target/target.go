@@ -103,6 +103,9 @@ type Target struct {
 	Ifindex     int       `json:"ifindex,omitzero"`
 	NetnsCookie uint64    `json:"netns_cookie,omitzero"`
 	Direction   Direction `json:"direction,omitzero"`
+	// Directed is set where the direction was asked for. Else it follows from the
+	// device, and what later makes another of it is reported; see Doubtful.
+	Directed bool `json:"directed,omitzero"`
 	// LinkKind is the kernel's name for the kind of device ("veth", "tun",
 	// "bridge", …) and "device" for one without, such as a network card.
 	LinkKind string `json:"link_kind,omitzero"`

@@ -26,14 +26,18 @@ const (
 	Removed EventKind = 1
 	// Renamed: the same interface has another name.
 	Renamed EventKind = 2
+	// Doubtful: a default route leaves by the interface now, so that its direction
+	// would not follow from its kind any more. It is told once for as long as that
+	// lasts, and the interface stays as it is.
+	Doubtful EventKind = 3
 )
 
 func (k EventKind) String() string {
-	return enumName("EventKind", []string{"", "removed", "renamed"}, uint8(k))
+	return enumName("EventKind", []string{"", "removed", "renamed", "doubtful"}, uint8(k))
 }
 
 // Event is a change of a watched target: as it was last seen if it was removed,
-// as it is now if it was renamed.
+// else as it is now.
 type Event struct {
 	Kind   EventKind
 	Target Target
@@ -46,16 +50,20 @@ const (
 	// blindSweep is how often those cgroups are looked at that inotify could not
 	// take; a removal has to be noticed within a second.
 	blindSweep = 500 * time.Millisecond
+	// routeSweep is how soon after a change the default routes are looked at: not for
+	// each message, because a router changes many at once.
+	routeSweep = 500 * time.Millisecond
 )
 
-// Watcher reports the removal of targets. It costs two file descriptors for any
-// number of them: an rtnetlink subscription and one inotify instance, which
+// Watcher reports the removal of targets. It costs three file descriptors for any
+// number of them: two rtnetlink subscriptions and one inotify instance, which
 // watches the parents of the cgroups, because cgroupfs never reports the removal
 // of a directory to a watch on the directory itself.
 type Watcher struct {
 	log     *slog.Logger
 	events  chan Event
 	links   *os.File        // RTNLGRP_LINK of the namespace that NewWatcher ran in
+	routes  *os.File        // RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE likewise
 	look    *netlink.Handle // for requests, in that namespace too; used by Run only
 	cookie  uint64          // of that namespace
 	inotify *os.File
@@ -76,12 +84,14 @@ type Watcher struct {
 	// doubtful are those that Run has to look at.
 	doubtful map[key]bool
 	lost     bool // messages, by the kernel: all are doubtful
+	rerouted bool // a default route may have come or gone
 	closed   bool
 }
 
 type watched struct {
 	target Target
 	wd     int32 // of the cgroup's parent; 0 (inotify numbers from 1): blind
+	uplink bool  // a default route leaves by it
 }
 
 // parent is a directory that inotify watches for the sake of n cgroups in it.
@@ -102,9 +112,13 @@ func NewWatcher(log *slog.Logger) (*Watcher, error) {
 		events: make(chan Event), wake: make(chan struct{}, 1),
 		watched: map[key]*watched{}, paths: map[string]key{}, indexes: map[int]key{},
 		parents: map[int32]*parent{}, pending: map[key]Event{}, doubtful: map[key]bool{},
+		rerouted: true,
 	}
 	if w.links, err = subscribe(unix.RTMGRP_LINK); err != nil {
 		return nil, fmt.Errorf("watch interfaces: %w", err)
+	}
+	if w.routes, err = subscribe(unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch default routes: %w", err), w.Close())
 	}
 	if w.look, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch interfaces: %w", err), w.Close())
@@ -124,11 +138,10 @@ func (w *Watcher) Close() error {
 	}
 	w.closed = true
 	var errs []error
-	if w.links != nil {
-		errs = append(errs, w.links.Close())
-	}
-	if w.inotify != nil {
-		errs = append(errs, w.inotify.Close())
+	for _, f := range []*os.File{w.links, w.routes, w.inotify} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	if w.look != nil {
 		w.look.Close()
@@ -160,6 +173,7 @@ func (w *Watcher) Add(t Target) {
 	} else {
 		w.doubtful[w.indexes[t.Ifindex]] = true
 		w.indexes[t.Ifindex] = k
+		w.rerouted = true
 	}
 	w.doubtful[k] = true
 	w.signal()
@@ -181,7 +195,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group errgroup.Group
-	for _, read := range []func() error{w.readLinks, w.readCgroups} {
+	for _, read := range []func() error{w.readLinks, w.readRoutes, w.readCgroups} {
 		group.Go(func() error {
 			defer cancel() // one of them alone would miss removals
 			return read()
@@ -193,9 +207,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 
 // deliver sends events and looks where the kernel's messages say nothing.
 func (w *Watcher) deliver(ctx context.Context) {
-	full, blind := time.NewTicker(fullSweep), time.NewTicker(blindSweep)
+	full, blind, routes := time.NewTicker(fullSweep), time.NewTicker(blindSweep), time.NewTicker(routeSweep)
 	defer full.Stop()
 	defer blind.Stop()
+	defer routes.Stop()
 	for {
 		next, ok := w.next()
 		out := w.events
@@ -213,6 +228,8 @@ func (w *Watcher) deliver(ctx context.Context) {
 			w.sweep(w.all())
 		case <-blind.C:
 			w.sweep(w.blind())
+		case <-routes.C:
+			w.lookAtRoutes()
 		}
 	}
 }
@@ -331,7 +348,7 @@ func (w *Watcher) seen(now Target) {
 	if !ok || e.target.Name == now.Name {
 		return
 	}
-	now.Direction = e.target.Direction
+	now.Direction, now.Directed = e.target.Direction, e.target.Directed
 	e.target = now
 	w.report(k, Event{Renamed, now})
 	w.signal()
@@ -339,8 +356,10 @@ func (w *Watcher) seen(now Target) {
 
 // report has the event delivered, in place of one that nobody has taken. mu is held.
 func (w *Watcher) report(k key, e Event) {
-	if _, ok := w.pending[k]; !ok {
+	if before, ok := w.pending[k]; !ok {
 		w.order = append(w.order, k)
+	} else if before.Kind == Doubtful { // told once more, should it still be there
+		w.rerouted, w.watched[k].uplink = true, false
 	}
 	w.pending[k] = e
 }

@@ -29,21 +29,26 @@ func subscribe(groups uint32) (*os.File, error) {
 // readLinks handles link messages until the socket is closed. Only the kernel and
 // who may delete the interfaces anyway can send them (netlink_allowed).
 func (w *Watcher) readLinks() error {
+	return w.read(w.links, w.linkMessages, w.messagesLost)
+}
+
+// read hands on what arrives on an rtnetlink socket until that is closed.
+func (w *Watcher) read(from *os.File, handle func([]byte) error, lost func()) error {
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := w.links.Read(buf)
+		n, err := from.Read(buf)
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			w.messagesLost()
+			lost()
 			continue
 		case err != nil:
 			return fmt.Errorf("watch interfaces: %w", err)
 		}
-		if err := w.linkMessages(buf[:n]); err != nil { // perhaps cut off by the end of buf
-			w.log.Warn("link message could not be parsed", "err", err)
-			w.messagesLost()
+		if err := handle(buf[:n]); err != nil { // perhaps cut off by the end of buf
+			w.log.Warn("rtnetlink message could not be parsed", "err", err)
+			lost()
 		}
 	}
 }

@@ -190,3 +190,21 @@ func (s *scene) makeCgroup(t *testing.T, cg *testenv.Cgroup) {
 		t.Fatal(err)
 	}
 }
+
+// TestDirectionInDoubt is an incident, and the filter stays where it is.
+func TestDirectionInDoubt(t *testing.T) {
+	s := newScene(t, testenv.VethDevice)
+	s.Policy(t, "table.yaml", tablePolicy)
+	s.Start(t)
+	id := s.Attach(t, "--interface", s.Link)
+	told := s.Follow(t)
+	denied := func() { s.check(t, s.Inside, to(false, "203.0.113.9"), nil) }
+	told.Provoke(t, "a denied packet", denied, func(e harness.Event) bool { return e.DeniedFlow != nil })
+	s.Host.Route(t, netip.MustParsePrefix("8000::/1"), netip.Addr{}, s.Link)
+	testenv.Eventually(t, "an incident", func() bool {
+		return slices.ContainsFunc(told.All(), func(e harness.Event) bool {
+			return e.ID == id && e.Incident != nil && e.Incident.Kind == "direction"
+		})
+	})
+	denied()
+}
