@@ -221,7 +221,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 			steps := v.dieAtEach(t, m, f)
 			t.Logf("%s, %s: %d steps", v.target.Type, f.name, steps)
 			if !open {
-				sent, tried := allowed.stop(), forbidden.stop()
+				sent, tried := allowed.stop().Sent, forbidden.stop().Sent
 				arrived.Await(t, sent, toPort(allowed.to))
 				if n, got := arrived.Sum(t, toPort(forbidden.to)).Count, arrived.Sum(t, toPort(allowed.to)).Count; n != 0 || got != sent {
 					t.Errorf("%s, %s: %d of %d forbidden packets arrived, %d of %d allowed", v.target.Type, f.name, n, tried, got, sent)

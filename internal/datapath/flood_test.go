@@ -14,7 +14,7 @@ import (
 // flood is what a workload sends without pause, and who watches what arrives.
 type flood struct {
 	to   netip.AddrPort
-	stop func() int
+	stop func() testenv.Outcome
 }
 
 func startFlood(t *testing.T, from *testenv.Workload, arrived *testenv.Observer, to string, arrives bool) flood {
@@ -62,7 +62,7 @@ func newFlooded(t *testing.T, d *Datapath) *flooded {
 // noGap fails unless all that was allowed has arrived, and nothing else.
 func (f *flooded) noGap(t *testing.T) {
 	t.Helper()
-	sent, tried := f.allowed.stop(), f.forbidden.stop()
+	sent, tried := f.allowed.stop().Sent, f.forbidden.stop().Sent
 	f.arrived.Await(t, sent, toPort(f.allowed.to))
 	if got := f.arrived.Sum(t, toPort(f.forbidden.to)).Count; got != 0 || tried < 1000 {
 		t.Errorf("%d of %d forbidden packets arrived", got, tried)

@@ -108,14 +108,14 @@ func (u *upgrade) check(t *testing.T, d *Datapath) {
 func (u *upgrade) end(t *testing.T) {
 	t.Helper()
 	for _, f := range u.allowed {
-		sent := f.stop()
+		sent := f.stop().Sent
 		u.arrived.Await(t, sent, toPort(f.to))
 		if got := u.arrived.Sum(t, toPort(f.to)); got.Count != sent {
 			t.Errorf("%d of %d packets to %s arrived", got.Count, sent, f.to)
 		}
 	}
 	for _, f := range u.forbidden {
-		tried := f.stop()
+		tried := f.stop().Sent
 		if got := u.arrived.Sum(t, toPort(f.to)).Count; got != 0 {
 			t.Errorf("%d of %d packets to %s arrived", got, tried, f.to)
 		}

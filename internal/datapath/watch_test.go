@@ -110,7 +110,7 @@ func TestOursComesFirst(t *testing.T) {
 	arrived.Await(t, arrived.Sum(t, toPort(allowed.to)).Count+100, toPort(allowed.to)) // what ours let pass before has arrived
 	leaked := arrived.Sum(t, toPort(forbidden.to)).Count
 	arrived.Await(t, arrived.Sum(t, toPort(allowed.to)).Count+3000, toPort(allowed.to))
-	sent := allowed.stop()
+	sent := allowed.stop().Sent
 	forbidden.stop()
 	arrived.Await(t, sent, toPort(allowed.to))
 	if got := arrived.Sum(t, toPort(forbidden.to)).Count; got != leaked {

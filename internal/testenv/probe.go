@@ -53,6 +53,8 @@ type Outcome struct {
 	// Call and Errno are the first call that failed and why; zero if none did.
 	Call  string     `json:",omitempty"`
 	Errno unix.Errno `json:",omitempty"`
+	// Errors counts the calls that failed.
+	Errors map[unix.Errno]int `json:",omitempty"`
 	// Sent counts the packets that the kernel took. A filter may drop them all the
 	// same.
 	Sent int
@@ -175,10 +177,12 @@ func (s *sender) sendOne(to netip.AddrPort) error {
 }
 
 func (s *sender) failed(call string, err error) {
+	var errno unix.Errno
+	errors.As(err, &errno)
 	if s.out.Call == "" {
-		s.out.Call = call
-		errors.As(err, &s.out.Errno)
+		s.out.Call, s.out.Errno, s.out.Errors = call, errno, map[unix.Errno]int{}
 	}
+	s.out.Errors[errno]++
 }
 
 func (s *sender) connectTCP() {

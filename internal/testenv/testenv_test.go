@@ -146,7 +146,7 @@ func TestFloodIsCountedExactly(t *testing.T) {
 	stop := workload.Flood(t, to)
 	match := func(p Packet) bool { return p.Dst == to.Addr() && p.Protocol == unix.IPPROTO_UDP }
 	arrived.Await(t, 1000, match)
-	sent := stop()
+	sent := stop().Sent
 	after := Monotonic()
 	arrived.Await(t, sent, match)
 	if seen := arrived.Sum(t, match); seen.Count != sent || seen.Next != sent || seen.LastSent < before || seen.LastSent > after {

@@ -95,14 +95,14 @@ func (w *Workload) Serve(t TB, port uint16) {
 	w.tell(t, order{Op: "serve", Addr: fmt.Sprintf(":%d", port)})
 }
 
-// Flood has the process send UDP packets to the address 16,000 times a second by
-// unconnected sends, errors notwithstanding, until stop is called. stop returns
-// how many the kernel took.
-func (w *Workload) Flood(t TB, to netip.AddrPort) (stop func() int) {
+// Flood has the process send UDP packets to the address 16,000 times a second, or Slow
+// times fewer, by unconnected sends, errors notwithstanding, until stop is called. stop
+// returns what the kernel took, and what it did not.
+func (w *Workload) Flood(t TB, to netip.AddrPort) (stop func() Outcome) {
 	t.Helper()
 	id := w.tell(t, order{Op: "flood", Probe: Probe{Kind: UDPSendto, To: to}}).Conn
-	return func() int {
-		return w.tell(t, order{Op: "unflood", Conn: id}).Outcome.Sent
+	return func() Outcome {
+		return w.tell(t, order{Op: "unflood", Conn: id}).Outcome
 	}
 }
 
@@ -202,9 +202,12 @@ func echoes(conn net.Conn, wait time.Duration) (bool, error) {
 	return true, nil
 }
 
-// floodPerMillisecond is what an Observer can count beside a busy machine's other
-// tests: it fails rather than lose a packet.
-const floodPerMillisecond = 16
+// A flood is what an Observer can count beside a busy machine's other tests: it fails
+// rather than lose a packet.
+const floodBurst = 16
+
+// floodPace is the time from burst to burst.
+var floodPace = time.Millisecond * Slow
 
 type flood struct {
 	stop atomic.Bool
@@ -218,10 +221,10 @@ func startFlood(p Probe) (*flood, error) {
 	}
 	f := &flood{done: make(chan Outcome, 1)}
 	go func() {
-		pace := time.NewTicker(time.Millisecond)
+		pace := time.NewTicker(floodPace)
 		defer pace.Stop()
 		for !f.stop.Load() {
-			for range floodPerMillisecond {
+			for range floodBurst {
 				s.send()
 			}
 			<-pace.C

@@ -36,8 +36,8 @@ func TestBulkUpdateIsAtomic(t *testing.T) {
 	p.Send(`{"id": %q, "bulk_update": {"mode": "POLICY_MODE_ALLOWLIST", "allow_cidrs": [{"cidr": %q}, {"cidr": "192.0.2.77"}]}}`, id, yes)
 	last := fmt.Sprintf("allowlist, allow %s/32 192.0.2.77/32, dns disabled", yes)
 	await(t, d, id, "last update", func(s harness.Shown) bool { return words(s.Policy) == last })
-	sent := stopYes()
-	if stopNo() == 0 {
+	sent := stopYes().Sent
+	if stopNo().Sent == 0 {
 		t.Error("no packet was sent to the denied address")
 	}
 	arrived.Await(t, sent, testenv.To(yes))

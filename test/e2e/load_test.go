@@ -44,7 +44,7 @@ func (s *scene) attachUnderLoad(t *testing.T, p *plane, from *testenv.Workload, 
 	type flood struct {
 		to      netip.AddrPort
 		allowed bool
-		stop    func() int
+		stop    func() testenv.Outcome
 	}
 	floods := []*flood{
 		{to: netip.MustParseAddrPort("198.51.100.9:0"), allowed: true},

@@ -18,7 +18,7 @@ type flood struct {
 	name               string
 	from               *testenv.Workload
 	allowed, forbidden netip.AddrPort
-	stops              [2]func() int
+	stops              [2]func() testenv.Outcome
 }
 
 // floods start one of each family for the workload; the addresses are its own, by its number.
@@ -55,13 +55,15 @@ type traffic struct{ allowed, arrived, forbidden, passed int }
 func (s *scene) end(t testing.TB, fs []*flood) (all traffic) {
 	t.Helper()
 	for _, f := range fs {
-		sent, tried := f.stops[0](), f.stops[1]()
+		allowed, tried := f.stops[0](), f.stops[1]().Sent
+		sent := allowed.Sent
 		s.settle(t, f.from)
 		t.Logf("%s: sent %d packets to %s, allowed, and %d to %s, forbidden", f.name, sent, f.allowed, tried, f.forbidden)
 		// What a cgroup refuses is not sent, and missing among the numbers.
 		got, past := s.Arrived.Sum(t, udp(f.allowed)), s.Arrived.Sum(t, udp(f.forbidden)).Count
 		if got.Count != sent || got.Next != sent {
-			t.Errorf("%s: %d of %d packets to %s arrived, number %d the last", f.name, got.Count, sent, f.allowed, got.Next-1)
+			t.Errorf("%s: %d of %d packets to %s arrived, number %d the last; not sent: %v; drops: %v",
+				f.name, got.Count, sent, f.allowed, got.Next-1, allowed.Errors, s.Status(t).Drops)
 		}
 		if past != 0 {
 			t.Errorf("%s: %d of %d packets to %s arrived", f.name, past, tried, f.forbidden)

@@ -25,7 +25,7 @@ func TestRuleExpires(t *testing.T) {
 
 	expiring := []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:9"), netip.MustParseAddrPort("[2001:db8:200::9]:9")}
 	lasting := netip.MustParseAddrPort("203.0.113.10:9")
-	var stops []func() int
+	var stops []func() testenv.Outcome
 	for _, to := range append(expiring, lasting) {
 		stops = append(stops, s.Inside.Flood(t, to))
 		s.Arrived.Await(t, 1, udp(to))
