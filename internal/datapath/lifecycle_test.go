@@ -176,7 +176,7 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 			}
 			for _, l := range links {
 				if l.Name() != verdictHook {
-					if err := os.Remove(filepath.Join(d.pins.pending(id), l.Name())); err != nil {
+					if err := os.RemoveAll(filepath.Join(d.pins.pending(id), l.Name())); err != nil {
 						t.Fatal(err)
 					}
 				}

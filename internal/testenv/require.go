@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 )
@@ -42,6 +43,15 @@ var (
 			return nil
 		}
 		return probeClsact()
+	})}
+	// KernelContext is what programs need to read a packet's device by themselves (Linux 6.2).
+	KernelContext = Feature{"bpf_cast_to_kern_ctx", sync.OnceValue(func() error {
+		kernel, err := btf.LoadKernelSpec()
+		if err != nil {
+			return err
+		}
+		var function *btf.Func
+		return kernel.TypeByName("bpf_cast_to_kern_ctx", &function)
 	})}
 )
 

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/testenv"
@@ -100,7 +102,7 @@ func TestVanishedTarget(t *testing.T) {
 
 // TestRenamedInterface is followed: the same attachment under its new name, filtered all the time.
 func TestRenamedInterface(t *testing.T) {
-	s := newScene(t, testenv.VethDevice)
+	s := newScene(t, testenv.BridgePort) // which has no addresses that go when it is down
 	s.Policy(t, "table.yaml", tablePolicy)
 	s.Start(t)
 	id := s.Attach(t, "--interface", s.Link)
@@ -110,7 +112,7 @@ func TestRenamedInterface(t *testing.T) {
 		if dead {
 			s.Kill(t)
 		}
-		s.rename(t, []string{s.Link, "renamed0"}[i], name)
+		fs = s.rename(t, []string{s.Link, "renamed0"}[i], name, fs, byte(11+i))
 		if dead {
 			s.Start(t)
 		}
@@ -136,9 +138,27 @@ func TestRenamedInterface(t *testing.T) {
 	}
 }
 
-func (s *scene) rename(t *testing.T, from, to string) {
+// rename renames an interface while packets flow. Before Linux 6.2 it has to be down for that: they end, and others flow
+// afterwards.
+func (s *scene) rename(t *testing.T, from, to string, fs []*flood, number byte) []*flood {
 	t.Helper()
-	s.onLink(t, from, func(l netlink.Link) error { return netlink.LinkSetName(l, to) })
+	var busy bool
+	s.onLink(t, from, func(l netlink.Link) error {
+		err := netlink.LinkSetName(l, to)
+		busy = errors.Is(err, unix.EBUSY)
+		if busy {
+			return nil
+		}
+		return err
+	})
+	if !busy {
+		return fs
+	}
+	s.end(t, fs)
+	s.onLink(t, from, func(l netlink.Link) error {
+		return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, to), netlink.LinkSetUp(l))
+	})
+	return s.floods(t, "interface", s.Inside, number)
 }
 
 // addLink makes the passing device, a veth whose other end is beside it. It goes with the namespace.
