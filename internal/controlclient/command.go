@@ -5,6 +5,7 @@ package controlclient
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
@@ -16,11 +17,8 @@ import (
 // source names us in what the store says of refusals.
 const source = "control plane"
 
-// What a command may name. Ids are UUIDs; revisions are the control plane's own.
-const (
-	maxIDBytes       = 128
-	maxRevisionBytes = 256
-)
+// maxIDBytes is more than any id of ours has: they are UUIDs.
+const maxIDBytes = 128
 
 // handle applies one command, or answers why not. Commands of one attachment come here one at a time.
 func (s *session) handle(ctx context.Context, cmd *netfencev1.ControlCommand) {
@@ -42,16 +40,16 @@ func (s *session) handle(ctx context.Context, cmd *netfencev1.ControlCommand) {
 		s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_STALE, a.PolicyRevision, nil)
 		return
 	}
-	change, err := read(cmd, a.Pending)
+	change, err := read(cmd, a)
 	if err != nil {
 		// The store refuses it too, and remembers why for the attachment's status.
 		change.Edit = func(*policy.Policy) (*policy.Policy, error) { return nil, err }
 	}
-	revision, err := s.c.opts.Store.Apply(a.ID, source, state.Change{
-		Edit:           change.Edit,
-		PolicyRevision: policyRevision(cmd),
-		Acknowledge:    change.Whole,
-	})
+	desired := state.Change{Edit: change.Edit, PolicyRevision: policyRevision(cmd), Acknowledge: change.Whole}
+	if change.Use != nil {
+		desired.Use, desired.UseRevision = change.Use.Name, change.Use.Revision
+	}
+	revision, err := s.c.opts.Store.Apply(a.ID, source, desired)
 	switch {
 	case errors.Is(err, state.ErrNotFound):
 		s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_UNKNOWN, "", nil)
@@ -64,20 +62,38 @@ func (s *session) handle(ctx context.Context, cmd *netfencev1.ControlCommand) {
 		if a.Pending {
 			s.c.settle(a.ID, outcome{revision: revision})
 		}
-		s.confirm(ctx, cmd, revision, change.Warnings)
+		named := cmd.GetRevision()
+		if change.Use != nil {
+			named = s.desired(a.ID)
+		}
+		s.confirm(ctx, cmd, named, revision, change.Warnings)
 	}
 }
 
-// read decodes a command. It refuses, by name, what is not supported yet.
-func read(cmd *netfencev1.ControlCommand, pending bool) (wire.Change, error) {
-	if n := len(cmd.GetRevision()); n > maxRevisionBytes {
-		return wire.Change{}, violation("revision", cmd.GetRevision(), "at most 256 bytes")
+// read decodes a command for a.
+func read(cmd *netfencev1.ControlCommand, a state.Attachment) (wire.Change, error) {
+	if n := len(cmd.GetRevision()); n > wire.MaxRevision {
+		return wire.Change{}, violation("revision", cmd.GetRevision(), fmt.Sprintf("at most %d bytes", wire.MaxRevision))
 	}
 	change, err := wire.ChangeFrom(cmd)
-	if err == nil && pending && !change.Whole {
-		return wire.Change{}, violation("command", "an increment", "subscribed_ack or bulk_update first: the attachment is pending")
+	switch {
+	case err != nil || change.Whole:
+		return change, err
+	case a.Pending:
+		return wire.Change{}, violation("command", "an increment", "subscribed_ack, bulk_update or use_policy first: the attachment is pending")
+	case a.PolicyName != "":
+		return wire.Change{}, violation("command", "an increment", fmt.Sprintf("put_policy: the attachment has the policy %q, as others may", clip(a.PolicyName)))
 	}
-	return change, err
+	return change, nil
+}
+
+// desired is the control plane's name for what id is to have.
+func (s *session) desired(id string) string {
+	a, _, err := s.c.opts.Store.Get(id)
+	if err != nil {
+		return ""
+	}
+	return a.PolicyRevision
 }
 
 // policyRevision is the control plane's name for what the attachment has after the command. Who does
@@ -90,25 +106,27 @@ func policyRevision(cmd *netfencev1.ControlCommand) string {
 }
 
 // confirm answers a numbered command when it is in force, without keeping those behind it waiting.
-func (s *session) confirm(ctx context.Context, cmd *netfencev1.ControlCommand, revision state.Revision, warnings []string) {
+func (s *session) confirm(ctx context.Context, cmd *netfencev1.ControlCommand, named string, revision state.Revision, warnings []string) {
 	if cmd.GetNumber() == 0 || s.waits.Acquire(ctx, 1) != nil {
 		return
 	}
 	// The policy itself, which may be large, is not kept for the wait.
-	brief := &netfencev1.ControlCommand{Id: cmd.GetId(), Number: cmd.GetNumber(), Revision: cmd.GetRevision()}
+	brief := &netfencev1.ControlCommand{Id: cmd.GetId(), Number: cmd.GetNumber()}
 	s.work.Go(func() {
 		defer s.waits.Release(1)
 		err := s.c.opts.Store.Wait(ctx, brief.GetId(), revision)
 		switch {
+		case err == nil && s.c.opts.Store.Superseded(brief.GetId(), revision):
+			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_SUPERSEDED, s.c.inForce(brief.GetId()).Revision, nil)
 		case err == nil:
-			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_APPLIED, brief.GetRevision(), warned(warnings))
+			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_APPLIED, named, warned(warnings))
 		case ctx.Err() != nil:
 			// The stream is gone; the next one begins with what is in force.
 		case errors.Is(err, state.ErrNotFound):
 			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_UNKNOWN, "", nil)
 		default:
 			s.c.log.Warn("command refused by the kernel", "attachment", brief.GetId(), "number", brief.GetNumber(), "err", err)
-			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(brief.GetId()), wire.CommandViolations(brief, err))
+			s.answer(brief, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(brief.GetId()).Revision, wire.CommandViolations(brief, err))
 		}
 	})
 }
@@ -116,13 +134,21 @@ func (s *session) confirm(ctx context.Context, cmd *netfencev1.ControlCommand, r
 // refused answers a command that changed nothing. The refused first policy of an attachment ends its attach.
 func (s *session) refused(cmd *netfencev1.ControlCommand, a state.Attachment, err error) {
 	s.c.log.Warn("command refused", "attachment", a.ID, "number", cmd.GetNumber(), "err", err)
-	if a.Pending && (cmd.GetSubscribedAck() != nil || cmd.GetBulkUpdate() != nil) {
+	if a.Pending && (cmd.GetSubscribedAck() != nil || cmd.GetBulkUpdate() != nil || cmd.GetUsePolicy() != nil) {
 		s.c.settle(a.ID, outcome{err: err})
 	}
-	s.answer(cmd, netfencev1.CommandCode_COMMAND_CODE_REFUSED, s.c.inForce(a.ID), wire.CommandViolations(cmd, err))
+	code := netfencev1.CommandCode_COMMAND_CODE_REFUSED
+	var other *state.RevisionError
+	switch {
+	case errors.Is(err, state.ErrNoPolicy):
+		code = netfencev1.CommandCode_COMMAND_CODE_UNKNOWN
+	case errors.As(err, &other):
+		code = netfencev1.CommandCode_COMMAND_CODE_STALE
+	}
+	s.answer(cmd, code, s.c.inForce(a.ID).Revision, wire.CommandViolations(cmd, err))
 }
 
-// refuseWithoutID answers a command that names no attachment: one about named policies, or a mistake.
+// refuseWithoutID answers a command that names no attachment.
 func (s *session) refuseWithoutID(cmd *netfencev1.ControlCommand) {
 	_, err := wire.ChangeFrom(cmd)
 	if err == nil {

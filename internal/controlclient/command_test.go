@@ -145,7 +145,6 @@ func TestAttachmentsDoNotWaitForEachOther(t *testing.T) {
 }
 
 func TestResults(t *testing.T) {
-	unnamed := &netfencev1.NamedPolicy{Name: "p", Policy: &netfencev1.BulkUpdate{Mode: allowlist}}
 	tests := []struct {
 		name  string
 		cmd   *netfencev1.ControlCommand
@@ -167,9 +166,6 @@ func TestResults(t *testing.T) {
 		}}, refused, "r1", "allow_cidr.ttl"},
 		{"mode unspecified", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{})}, refused, "r1", "bulk_update.mode"},
 		{"unknown mode", &netfencev1.ControlCommand{Id: "1", Command: setMode(99)}, refused, "r1", "set_mode.mode"},
-		{"named policy put", &netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_PutPolicy{PutPolicy: unnamed}}, refused, "", "put_policy"},
-		{"named policy deleted", &netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_DeletePolicy{DeletePolicy: "p"}}, refused, "", "delete_policy"},
-		{"named policy used", &netfencev1.ControlCommand{Id: "1", Command: &netfencev1.ControlCommand_UsePolicy{UsePolicy: &netfencev1.PolicyRef{Name: "p"}}}, refused, "r1", "use_policy"},
 		{"audit", &netfencev1.ControlCommand{Id: "1", Revision: "r2", Command: bulk(&netfencev1.BulkUpdate{Mode: allowlist, Audit: true})}, applied, "r2", ""},
 		{"source", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{Mode: allowlist, Source: []string{"10.0.0.0/8", "eth0"}})}, refused, "r1", "bulk_update.source[1]"},
 		{"reply ports of TCP", &netfencev1.ControlCommand{Id: "1", Command: bulk(&netfencev1.BulkUpdate{
@@ -301,7 +297,7 @@ func TestTTLIsNotRenewed(t *testing.T) {
 	})
 }
 
-// TestManyLargeCommands: more than the budget holds, and all are applied.
+// TestManyLargeCommands: more than the budget holds, and all are applied, or replaced by the next before they were.
 func TestManyLargeCommands(t *testing.T) {
 	entries := func(n int) (list []*netfencev1.CIDREntry) {
 		for i := range n {
@@ -320,7 +316,7 @@ func TestManyLargeCommands(t *testing.T) {
 		var numbers []uint64
 		for range 20 {
 			result := s.recv().GetResult()
-			if result.GetCode() != applied {
+			if code := result.GetCode(); code != applied && (code != superseded || result.GetNumber() > 18) {
 				t.Errorf("%v", result)
 			}
 			numbers = append(numbers, result.GetNumber())

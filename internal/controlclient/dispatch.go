@@ -40,6 +40,7 @@ func (s *session) startShards(ctx context.Context) {
 			for r := range shard {
 				s.handle(ctx, r.cmd)
 				s.budget.Release(r.cost)
+				s.handling.Done()
 			}
 		})
 	}
@@ -62,10 +63,12 @@ func (s *session) dispatch(ctx context.Context, cmd *netfencev1.ControlCommand) 
 		return err
 	}
 	shard := s.shards[maphash.String(shardSeed, cmd.GetId())%uint64(len(s.shards))]
+	s.handling.Add(1)
 	select {
 	case shard <- received{cmd, cost}:
 		return nil
 	case <-ctx.Done():
+		s.handling.Done()
 		return ctx.Err()
 	}
 }

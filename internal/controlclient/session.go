@@ -59,6 +59,8 @@ type session struct {
 	budget *semaphore.Weighted // bytes of commands received and not yet applied
 	waits  *semaphore.Weighted // numbered commands applied and not yet in force
 	work   sync.WaitGroup      // shards and waits
+	// handling are the commands dispatched and not yet applied. Only the receiver adds and waits.
+	handling sync.WaitGroup
 }
 
 // stream dials and holds one stream until it ends, and says why it did.
@@ -130,6 +132,10 @@ func (s *session) receive(ctx context.Context) error {
 			s.syncAck(command.SyncAck)
 		case *netfencev1.ControlCommand_GoAway:
 			return s.goAway(command.GoAway)
+		case *netfencev1.ControlCommand_PutPolicy, *netfencev1.ControlCommand_DeletePolicy:
+			// It is about many attachments: what came before it is applied first, what comes after it later.
+			s.handling.Wait()
+			s.handleNamed(ctx, cmd)
 		default:
 			if err := s.dispatch(ctx, cmd); err != nil {
 				return context.Cause(ctx)

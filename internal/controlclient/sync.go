@@ -17,6 +17,7 @@ import (
 // Pending ones are announced after it, those without room once the peer has answered.
 func (s *session) sync() error {
 	request := s.c.syncRequest()
+	request.Policies = s.c.policies()
 	size := proto.Size(request) + eventOverhead
 	for _, a := range s.c.opts.Store.List() {
 		switch {
@@ -48,8 +49,11 @@ func (s *session) sync() error {
 // eventOverhead is room for the event around a message.
 const eventOverhead = 64
 
-// attachmentsField is SyncRequest.attachments (wire.md, "Daemon → control plane").
-const attachmentsField = 3
+// Fields of SyncRequest (wire.md, "Daemon → control plane" and "Our additions").
+const (
+	attachmentsField = 3
+	policiesField    = 101
+)
 
 // syncRequest is what the daemon tells of itself.
 func (c *Client) syncRequest() *netfencev1.SyncRequest {
@@ -70,6 +74,21 @@ func (c *Client) syncRequest() *netfencev1.SyncRequest {
 		Metadata: c.opts.Metadata,
 		Hello:    hello,
 	}
+}
+
+// policies are the named ones that the daemon holds, as far as a third of an event holds them: one that is left out is
+// sent again, which changes nothing.
+func (c *Client) policies() []*netfencev1.PolicyRef {
+	var refs []*netfencev1.PolicyRef
+	size := 0
+	for _, n := range c.opts.Store.NamedPolicies() {
+		ref := wire.PolicyRef(wire.Ref{Name: n.Name, Revision: n.Revision})
+		if size += protowire.SizeTag(policiesField) + protowire.SizeBytes(proto.Size(ref)); size > maxEventBytes/3 {
+			break
+		}
+		refs = append(refs, ref)
+	}
+	return refs
 }
 
 func (c *Client) syncRequestSize() int { return proto.Size(c.syncRequest()) + maxText }
@@ -108,18 +127,18 @@ func (c *Client) observed(a state.Attachment) (*policy.Policy, *netfencev1.Appli
 	_, status, err := c.opts.Store.Get(a.ID)
 	if err != nil || status.InForce == nil {
 		// Gone meanwhile, or not looked at yet since the daemon started.
-		return a.Policy, wire.Applied("", a.Policy, status.LastError)
+		return a.Policy, wire.Applied(wire.Ref{}, a.Policy, status.LastError)
 	}
 	return status.InForce, wire.Applied(c.inForce(a.ID), status.InForce, status.LastError)
 }
 
-// inForce is the control plane's name for what is in force for id; empty: none.
-func (c *Client) inForce(id string) string {
+// inForce is the control plane's name for what is in force for id; zero: none.
+func (c *Client) inForce(id string) wire.Ref {
 	a, status, err := c.opts.Store.Get(id)
 	if err != nil || status.Applied < a.Revision {
-		return ""
+		return wire.Ref{}
 	}
-	return a.PolicyRevision
+	return wire.Ref{Name: a.PolicyName, Revision: a.PolicyRevision}
 }
 
 func (c *Client) dnsAddress(id string) string {

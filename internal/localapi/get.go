@@ -31,15 +31,15 @@ func (s *Server) Get(_ context.Context, r *netfencev1.GetRequest) (*netfencev1.G
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", a.ID, err)
 	}
-	revision := "" // what is wanted but not in force yet has no name here
+	var ref wire.Ref // what is wanted but not in force yet has no name here
 	if st.Applied >= a.Revision {
-		revision = a.PolicyRevision
+		ref = wire.Ref{Name: a.PolicyName, Revision: a.PolicyRevision}
 	}
 	info, counters := s.info(a, st)
 	response := &netfencev1.GetResponse{
 		Attachment:   info,
 		Policy:       update,
-		Applied:      wire.Applied(revision, inForce, st.LastError),
+		Applied:      wire.Applied(ref, inForce, st.LastError),
 		Drops:        counters.Drops,
 		Direction:    info.GetDirection(),
 		Pending:      a.Pending,

@@ -35,9 +35,8 @@ func (e *policyError) Error() string { return e.field + ": " + e.err.Error() }
 func (e *policyError) Unwrap() error { return e.err }
 
 func (e *policyError) code() codes.Code {
-	var refused *wire.RefusedError
 	var unsupported *policy.UnsupportedError
-	if errors.As(e.err, &unsupported) || errors.As(e.err, &refused) && refused.Unimplemented {
+	if errors.As(e.err, &unsupported) {
 		return codes.Unimplemented
 	}
 	return codes.InvalidArgument
@@ -120,5 +119,5 @@ func (s *Server) SetPolicy(ctx context.Context, r *netfencev1.SetPolicyRequest) 
 	if err != nil {
 		return nil, fmt.Errorf("set policy of %s: %w", a.ID, err)
 	}
-	return &netfencev1.SetPolicyResponse{Applied: wire.Applied("", own.policy, nil), Warnings: own.warnings}, nil
+	return &netfencev1.SetPolicyResponse{Applied: wire.Applied(wire.Ref{}, own.policy, nil), Warnings: own.warnings}, nil
 }

@@ -3,8 +3,8 @@
 package state
 
 import (
+	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 
 	"github.com/netfence/netfence/internal/target"
@@ -17,10 +17,16 @@ type Change struct {
 	// change. An error refuses the change. It may be slow; only changes of the
 	// same attachment wait for it.
 	Edit func(cur *policy.Policy) (*policy.Policy, error)
-	// PolicyRevision is the control plane's name for the result.
+	// Use is the named policy to have, instead of Edit; empty: none. Its revision is the attachment's from then on.
+	Use string
+	// UseRevision is the revision that the named policy must have; empty: any.
+	UseRevision string
+	// PolicyRevision is the control plane's name for the result of Edit.
 	PolicyRevision string
-	// Acknowledge ends pending: a source has given the policy.
+	// Acknowledge ends pending: a source has given the policy, whole.
 	Acknowledge bool
+
+	users bool // only if the attachment has the named policy already
 }
 
 // Replace is the change to p, whatever was before.
@@ -53,6 +59,7 @@ func (s *Store) Create(a Attachment) (Attachment, Revision, error) {
 		return Attachment{}, 0, err
 	}
 	a.Policy, a.Revision, a.Removing, a.ReasonText = p, 1, ReasonNone, ""
+	a.PolicyName, a.Serial = "", 0
 
 	s.creating.Lock()
 	defer s.creating.Unlock()
@@ -139,8 +146,11 @@ func (s *Store) settle(p, prev *policy.Policy) (*policy.Policy, error) {
 // revision once that would survive a crash of the daemon; Wait tells when it is
 // in force. A change that changes nothing returns the revision that there is.
 // source says in Status.LastError who was refused. An error changes nothing; it
-// is ErrNotFound, or says what is wrong with the policy.
+// is ErrNotFound, or says what is wrong with the policy; of a named one, also
+// ErrNoPolicy or a *RevisionError.
 func (s *Store) Apply(id, source string, change Change) (Revision, error) {
+	s.naming.RLock()
+	defer s.naming.RUnlock()
 	r, a, err := s.edit(id)
 	if err != nil {
 		return 0, err
@@ -150,7 +160,7 @@ func (s *Store) Apply(id, source string, change Change) (Revision, error) {
 		return 0, ErrNotFound
 	}
 	rev, err := s.apply(r, a, change)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		r.lastError, r.healedBy = fmt.Errorf("policy from %s refused: %w", source, err), r.last+1
@@ -160,24 +170,15 @@ func (s *Store) Apply(id, source string, change Change) (Revision, error) {
 }
 
 func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) {
-	p, err := change.Edit(a.Policy)
+	next, err := s.next(r, a, change)
 	if err != nil {
 		return 0, err
 	}
-	if p, err = s.settle(p, a.Policy); err != nil {
-		return 0, err
-	}
-	next := version{
-		Revision:       r.last + 1,
-		PolicyRevision: change.PolicyRevision,
-		Pending:        a.Pending && !change.Acknowledge,
-		Policy:         p,
-	}
-	if next.PolicyRevision == a.PolicyRevision && next.Pending == a.Pending && reflect.DeepEqual(p, a.Policy) {
+	if next.same(a.version()) {
 		s.confirm(r)
 		return a.Revision, nil
 	}
-	p, compiled, err := s.compile(p, next.Pending)
+	p, compiled, err := s.compile(next.Policy, next.Pending)
 	if err != nil {
 		return 0, err
 	}
@@ -189,9 +190,40 @@ func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.attachment, r.compiled, r.last = a, compiled, next.Revision
+	if change.Acknowledge || change.Use != "" {
+		r.whole = next.Revision
+	}
 	s.dirty.add(a.ID)
 	s.notify(r)
 	return next.Revision, nil
+}
+
+// next is the version that change makes of a.
+func (s *Store) next(r *record, a Attachment, change Change) (version, error) {
+	next := version{
+		Revision:       r.last + 1,
+		PolicyRevision: change.PolicyRevision,
+		Pending:        a.Pending && !change.Acknowledge,
+	}
+	if change.Use == "" {
+		p, err := change.Edit(a.Policy)
+		if err == nil {
+			next.Policy, err = s.settle(p, a.Policy)
+		}
+		return next, err
+	}
+	n, err := s.use(&a, change)
+	if err != nil {
+		return version{}, err
+	}
+	next.PolicyName, next.PolicyRevision, next.Serial = n.Name, n.Revision, n.serial
+	if next.Policy, err = s.settle(n.Policy, a.Policy); err != nil {
+		return version{}, err
+	}
+	if next.Policy != n.Policy {
+		next.Serial = 0 // deadlines are each attachment's own, and so is the copy that has them
+	}
+	return next, nil
 }
 
 // confirm notes that a source wants what is desired already: after a resync, say.

@@ -45,6 +45,9 @@ type Attachment struct {
 	// PolicyRevision is the control plane's name for Policy; empty: none.
 	PolicyRevision string   `json:"policy_revision,omitempty"`
 	Revision       Revision `json:"revision"`
+	// PolicyName is that of the named policy which Policy is; empty: it is the attachment's alone.
+	PolicyName string `json:"policy_name,omitempty"`
+	Serial     uint64 `json:"policy_serial,omitempty"` // of that policy in the file
 
 	// OwnPolicy: the policy is that of who attached it. No control plane is
 	// told of the attachment, nor may change it.

@@ -14,15 +14,18 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// The file is a bbolt database with two buckets:
+// The file is a bbolt database with these buckets:
 //
 //	meta         format → "1", boot_id → the boot whose state it is
 //	attachments  id → JSON of stored
 //	             id, '/', revision (64 bits, big-endian) → JSON of policy.Policy
+//	named        name of a policy → JSON of storedNamed
+//	shared       serial (64 bits, big-endian) → JSON of policy.Policy
 //
 // There is no slash in an id, so an attachment and its policies stand together. A
 // policy may be megabytes and is written once; the record before it is small and
-// written often. One transaction writes all that one change changes. There
+// written often. A named policy is there once, under its serial, for as long as its
+// name or an attachment has it. One transaction writes all that one change changes. There
 // is no fsync: a crash of the daemon loses no write, and a crash of the kernel
 // ends the boot and thereby what the file speaks of.
 
@@ -48,6 +51,8 @@ type stored struct {
 type file struct {
 	db   *bbolt.DB
 	path string
+	// shares counts who has which shared policy; whoever writes holds its lock.
+	shares shares
 }
 
 // save writes a, and the policies of the versions given. inForce may be nil; its
@@ -62,48 +67,50 @@ func (f *file) save(a *Attachment, inForce *version, policies ...version) error 
 	}
 	encoded := make([][]byte, len(policies))
 	for i, v := range policies {
+		if v.Serial != 0 {
+			continue
+		}
 		if encoded[i], err = json.Marshal(v.Policy); err != nil {
 			return f.fail("encode policy of "+a.ID, err)
 		}
 	}
-	err = f.db.Update(func(tx *bbolt.Tx) error {
+	var (
+		keep   []Revision
+		shared []uint64
+	)
+	if a.Removing == ReasonNone {
+		keep, shared = append(keep, a.Revision), append(shared, a.Serial)
+	}
+	if inForce != nil {
+		keep, shared = append(keep, inForce.Revision), append(shared, inForce.Serial)
+	}
+	return f.update(a.ID, shared, func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(attachmentsBucket)
 		for i, v := range policies {
-			if err := bucket.Put(policyKey(a.ID, v.Revision), encoded[i]); err != nil {
+			if v.Serial != 0 {
+				if err := putShared(tx, v.Serial, v.Policy); err != nil {
+					return err
+				}
+			} else if err := bucket.Put(policyKey(a.ID, v.Revision), encoded[i]); err != nil {
 				return err
 			}
-		}
-		var keep []Revision
-		if a.Removing == ReasonNone {
-			keep = append(keep, a.Revision)
-		}
-		if inForce != nil {
-			keep = append(keep, inForce.Revision)
 		}
 		if err := dropPolicies(bucket, a.ID, keep...); err != nil {
 			return err
 		}
 		return bucket.Put([]byte(a.ID), value)
 	})
-	if err != nil {
-		return f.fail("write", err)
-	}
-	return nil
 }
 
 // remove forgets an attachment.
 func (f *file) remove(id string) error {
-	err := f.db.Update(func(tx *bbolt.Tx) error {
+	return f.update(id, nil, func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(attachmentsBucket)
 		if err := dropPolicies(bucket, id); err != nil {
 			return err
 		}
 		return bucket.Delete([]byte(id))
 	})
-	if err != nil {
-		return f.fail("write", err)
-	}
-	return nil
 }
 
 func (f *file) close() error {
@@ -117,8 +124,8 @@ func (f *file) fail(operation string, err error) error {
 	return fmt.Errorf("state file %s: %s: %w", f.path, operation, err)
 }
 
-// load reads every attachment.
-func load(tx *bbolt.Tx) ([]*record, error) {
+// load reads every attachment. shared are the policies that some have in common.
+func load(tx *bbolt.Tx, shared map[uint64]*policy.Policy) ([]*record, error) {
 	var records []*record
 	bucket := tx.Bucket(attachmentsBucket)
 	keys, targets := make(map[string]bool), make(map[target.Target]bool)
@@ -126,7 +133,7 @@ func load(tx *bbolt.Tx) ([]*record, error) {
 		if bytes.IndexByte(id, '/') >= 0 {
 			return nil // a policy, which its record asks for
 		}
-		r, err := loadRecord(string(id), value, bucket)
+		r, err := loadRecord(string(id), value, bucket, shared)
 		if err != nil {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
@@ -141,7 +148,7 @@ func load(tx *bbolt.Tx) ([]*record, error) {
 	return records, err
 }
 
-func loadRecord(id string, value []byte, bucket *bbolt.Bucket) (*record, error) {
+func loadRecord(id string, value []byte, bucket *bbolt.Bucket, shared map[uint64]*policy.Policy) (*record, error) {
 	var in stored
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields() // it may be a restriction
@@ -158,16 +165,26 @@ func loadRecord(id string, value []byte, bucket *bbolt.Bucket) (*record, error) 
 		return r, nil
 	}
 	var err error
-	if r.attachment.Policy, err = loadPolicy(bucket, id, a.Revision); err != nil {
+	if r.attachment.Policy, err = loadVersion(bucket, id, a.version(), shared); err != nil {
 		return nil, err
 	}
 	if in.InForce != nil {
 		r.inForce = in.InForce
-		if r.inForce.Policy, err = loadPolicy(bucket, id, r.inForce.Revision); err != nil {
+		if r.inForce.Policy, err = loadVersion(bucket, id, *r.inForce, shared); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+func loadVersion(bucket *bbolt.Bucket, id string, v version, shared map[uint64]*policy.Policy) (*policy.Policy, error) {
+	if v.Serial == 0 {
+		return loadPolicy(bucket, id, v.Revision)
+	}
+	if p := shared[v.Serial]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("no shared policy %d", v.Serial)
 }
 
 func loadPolicy(bucket *bbolt.Bucket, id string, rev Revision) (*policy.Policy, error) {

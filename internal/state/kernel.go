@@ -22,6 +22,7 @@ type Desired struct {
 	Compiled *policy.Compiled
 
 	version version
+	whole   Revision
 }
 
 // Dirty returns the channel that has a token when TakeDirty has ids. It has one
@@ -56,12 +57,12 @@ func (s *Store) Desired(id string) (Desired, error) {
 		s.mu.Unlock()
 		return Desired{}, ErrNotFound
 	}
-	a, compiled := r.attachment, r.compiled
+	a, compiled, whole := r.attachment, r.compiled, r.whole
 	s.mu.Unlock()
 
 	d := Desired{
 		ID: id, Target: a.Target, Revision: a.Revision, Removing: a.Removing != ReasonNone,
-		Compiled: compiled, version: a.version(),
+		Compiled: compiled, version: a.version(), whole: whole,
 	}
 	if d.Removing || compiled != nil {
 		return d, nil
@@ -101,6 +102,7 @@ func (s *Store) InForce(d Desired) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r.skip(d.whole)
 	r.inForce, r.applied = &d.version, d.Revision
 	if a.Revision == d.Revision {
 		r.compiled = nil

@@ -47,6 +47,7 @@ func Open(path, bootID string, opts Options) (*Store, error) {
 		moved:    newMarks(),
 		changed:  make(chan struct{}),
 		gone:     make(map[string]grave),
+		named:    make(map[string]named),
 	}
 	if s.limits.Attachments == 0 {
 		s.limits.Attachments = defaultAttachments
@@ -68,9 +69,10 @@ func Open(path, bootID string, opts Options) (*Store, error) {
 		if s.file, err = openFile(path, bootID, c.last); err != nil {
 			return err
 		}
-		if err := s.adopt(c.records); err != nil {
+		if err := s.adopt(c); err != nil {
 			return errors.Join(err, s.file.close())
 		}
+		s.catchUp()
 		return nil
 	})
 	if err != nil {
@@ -96,6 +98,7 @@ func guard(path string, f func() error) (err error) {
 type contents struct {
 	bootID  string
 	records []*record
+	named   []named
 	last    int // transaction
 }
 
@@ -147,7 +150,14 @@ func inspect(path string) (c contents, err error) {
 			return fmt.Errorf("format %q, this version reads %q", found, format)
 		}
 		c.bootID = string(meta.Get(bootIDKey))
-		c.records, err = load(tx)
+		shared, err := loadShared(tx)
+		if err != nil {
+			return err
+		}
+		if c.named, err = loadNamed(tx, shared); err != nil {
+			return err
+		}
+		c.records, err = load(tx, shared)
 		return err
 	})
 	if err != nil {
@@ -177,18 +187,19 @@ func openFile(path, bootID string, last int) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &file{db, path}
+	f := &file{db: db, path: path}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		if tx.Bucket(metaBucket) != nil {
-			if tx.ID() != last+1 { // somebody else had it since
-				return ErrInUse
-			}
-			return nil
+		isNew := tx.Bucket(metaBucket) == nil
+		if !isNew && tx.ID() != last+1 { // somebody else had it since
+			return ErrInUse
 		}
-		for _, name := range [][]byte{metaBucket, attachmentsBucket} {
+		for _, name := range [][]byte{metaBucket, attachmentsBucket, namedBucket, sharedBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
+		}
+		if !isNew {
+			return nil
 		}
 		meta := tx.Bucket(metaBucket)
 		return errors.Join(meta.Put(formatKey, []byte(format)), meta.Put(bootIDKey, []byte(bootID)))
@@ -222,8 +233,19 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 }
 
 // adopt takes over what the file holds.
-func (s *Store) adopt(records []*record) error {
-	for _, r := range records {
+func (s *Store) adopt(c contents) error {
+	for _, n := range c.named {
+		s.named[n.Name] = n
+		s.file.shares.hold(nameOwner(n.Name), []uint64{n.serial})
+	}
+	for _, r := range c.records {
+		serials := []uint64{r.attachment.Serial}
+		if r.inForce != nil {
+			serials = append(serials, r.inForce.Serial)
+		}
+		s.file.shares.hold(r.attachment.ID, serials)
+	}
+	for _, r := range c.records {
 		a := &r.attachment
 		if a.Held && a.Removing == ReasonNone {
 			a.Removing, a.ReasonText = ReasonError, "the daemon ended before the attach was done"

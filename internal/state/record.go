@@ -5,6 +5,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,9 @@ type record struct {
 	inForce *version
 	applied Revision // of inForce, when this daemon saw it; else 0
 	refused []refusal
+	// whole is the last revision that replaced everything, rather than edit what was there.
+	whole   Revision
+	skipped []span // of revisions of which nothing ever was in force
 	// unknown is the highest refused revision that refused has no room for.
 	unknown Revision
 	// lastError stands until a revision not before healedBy is in force.
@@ -48,17 +52,26 @@ type version struct {
 	Revision       Revision       `json:"revision"`
 	PolicyRevision string         `json:"policy_revision,omitempty"`
 	Pending        bool           `json:"pending,omitempty"`
-	Policy         *policy.Policy `json:"-"` // in the file by itself
+	PolicyName     string         `json:"policy_name,omitempty"`
+	Serial         uint64         `json:"policy_serial,omitempty"` // of the shared copy in the file; 0: it has its own
+	Policy         *policy.Policy `json:"-"`                       // in the file by itself
+}
+
+// same tells whether two versions differ in their number only.
+func (v version) same(o version) bool {
+	return v.PolicyRevision == o.PolicyRevision && v.Pending == o.Pending && v.PolicyName == o.PolicyName && v.Serial == o.Serial &&
+		reflect.DeepEqual(v.Policy, o.Policy)
 }
 
 // version is what a desires.
 func (a *Attachment) version() version {
-	return version{a.Revision, a.PolicyRevision, a.Pending, a.Policy}
+	return version{a.Revision, a.PolicyRevision, a.Pending, a.PolicyName, a.Serial, a.Policy}
 }
 
 // with is a with another version.
 func (a Attachment) with(v version) Attachment {
 	a.Revision, a.PolicyRevision, a.Pending, a.Policy = v.Revision, v.PolicyRevision, v.Pending, v.Policy
+	a.PolicyName, a.Serial = v.PolicyName, v.Serial
 	return a
 }
 
@@ -66,6 +79,20 @@ func (a Attachment) with(v version) Attachment {
 type refusal struct {
 	first, last Revision
 	err         error
+}
+
+// span is of every revision from first to last.
+type span struct{ first, last Revision }
+
+// skip notes that nothing of the revisions between applied and whole, which is coming into force or in what is, ever was.
+func (r *record) skip(whole Revision) {
+	if whole <= r.applied+1 {
+		return
+	}
+	if len(r.skipped) == maxRefusals {
+		r.skipped = slices.Delete(r.skipped, 0, 1)
+	}
+	r.skipped = append(r.skipped, span{r.applied + 1, whole - 1})
 }
 
 // maxRefusals bounds the refusals that a record remembers for those who ask late.

@@ -37,8 +37,12 @@ type Store struct {
 	clock  Clock
 	log    *slog.Logger
 
+	// naming guards named, and is held, shared, by who puts an attachment under one of them.
+	naming sync.RWMutex
+	named  map[string]named
+
 	// creating is held from the check for a free target and key until both
-	// are taken. Lock order: creating, record.edit, mu.
+	// are taken. Lock order: naming, creating, record.edit, mu.
 	creating sync.Mutex
 
 	// mu guards what follows and every record but for its edit. Nothing

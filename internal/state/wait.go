@@ -2,7 +2,10 @@
 
 package state
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // Wait returns nil once revision rev of an attachment, or a later one, is in
 // force in the kernel; for Removal, once the kernel has let go. Otherwise it
@@ -20,6 +23,15 @@ func (s *Store) Wait(ctx context.Context, id string, rev Revision) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Superseded tells whether a later revision replaced rev, and all that it changed, before it came into force. Of what is
+// long ago it says no.
+func (s *Store) Superseded(id string, rev Revision) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[id]
+	return r != nil && slices.ContainsFunc(r.skipped, func(s span) bool { return s.first <= rev && rev <= s.last })
 }
 
 // await returns the outcome of rev or, while there is none, what to wait for.

@@ -11,13 +11,15 @@ import (
 type Change struct {
 	// Edit returns the changed policy and leaves its argument as it is.
 	Edit func(*policy.Policy) (*policy.Policy, error)
+	// Use is the named policy that the attachment is to have, instead of Edit; nil: none.
+	Use *Ref
 	// Whole: the command replaces everything, so that it is the first policy of a pending attachment, too.
 	Whole    bool
 	Warnings []string // what was adjusted, at most 33 lines
 }
 
 // ChangeFrom reads a command that changes the policy of one attachment: all but SyncAck and GoAway, which are about the
-// stream. The error is a *RefusedError whose paths begin at the command: "bulk_update.allow_cidrs[3].cidr".
+// stream, and PutPolicy and DeletePolicy, which are NamedFrom's and NameFrom's. The error is a *RefusedError whose paths begin at the command: "bulk_update.allow_cidrs[3].cidr".
 func ChangeFrom(cmd *netfencev1.ControlCommand) (Change, error) {
 	var r reader
 	r.unknown(cmd.ProtoReflect())
@@ -36,13 +38,13 @@ func (r *reader) change(cmd *netfencev1.ControlCommand) Change {
 	case *netfencev1.ControlCommand_BulkUpdate:
 		return r.replace(field, command.BulkUpdate)
 	case *netfencev1.ControlCommand_SubscribedAck:
-		ack := command.SubscribedAck
-		if ref := ack.GetUsePolicy(); ref != nil {
+		if command.SubscribedAck.GetUsePolicy() != nil {
 			r.enter(field, -1)
-			r.needs(Named, "use_policy", ref.GetName(), true)
-			r.leave()
+			return r.useAlone(command.SubscribedAck)
 		}
-		return r.replace(field, ack)
+		return r.replace(field, command.SubscribedAck)
+	case *netfencev1.ControlCommand_UsePolicy:
+		return r.use(field, command.UsePolicy)
 	case *netfencev1.ControlCommand_SetMode:
 		r.enter(field, -1)
 		mode := readEnum(r, "mode", modes, command.SetMode.GetMode())
@@ -73,9 +75,6 @@ func (r *reader) change(cmd *netfencev1.ControlCommand) Change {
 	case *netfencev1.ControlCommand_RemoveDomain:
 		name := r.name(field, command.RemoveDomain)
 		return edit(func(p *policy.Policy) *policy.Policy { return p.WithoutDomain(name) })
-	case *netfencev1.ControlCommand_PutPolicy, *netfencev1.ControlCommand_DeletePolicy,
-		*netfencev1.ControlCommand_UsePolicy:
-		r.needs(Named, field, "", true)
 	default:
 		r.refuse("command", field, "a command that changes a policy and that this version knows")
 	}

@@ -109,32 +109,32 @@ func normal(p *policy.Policy) policy.Policy {
 func TestChangeFromRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		command, field string
-		unimplemented  bool
 	}{
-		{``, "command", false},
-		{`sync_ack {}`, "command", false},
-		{`go_away {}`, "command", false},
-		{`set_mode {}`, "set_mode.mode", false},
-		{`set_mode { mode: 12 }`, "set_mode.mode", false},
-		{`set_dns_mode {}`, "set_dns_mode.mode", false},
-		{`allow_cidr { cidr: "x" }`, "allow_cidr.cidr", false},
-		{`deny_cidr { cidr: "::/0" ports {} }`, "deny_cidr.ports[0]", false},
-		{`remove_cidr: ""`, "remove_cidr", false},
-		{`allow_domain { domain: "" }`, "allow_domain.domain", false},
-		{`deny_domain { domain: "a b" }`, "deny_domain.domain", false},
-		{`deny_domain { domain: "a.example" ports { first: 443 } }`, "deny_domain.ports", false},
-		{`remove_domain: ".."`, "remove_domain", false},
-		{`bulk_update { mode: POLICY_MODE_ALLOWLIST dns {} }`, "bulk_update.dns.mode", false},
+		{``, "command"},
+		{`sync_ack {}`, "command"},
+		{`go_away {}`, "command"},
+		{`set_mode {}`, "set_mode.mode"},
+		{`set_mode { mode: 12 }`, "set_mode.mode"},
+		{`set_dns_mode {}`, "set_dns_mode.mode"},
+		{`allow_cidr { cidr: "x" }`, "allow_cidr.cidr"},
+		{`deny_cidr { cidr: "::/0" ports {} }`, "deny_cidr.ports[0]"},
+		{`remove_cidr: ""`, "remove_cidr"},
+		{`allow_domain { domain: "" }`, "allow_domain.domain"},
+		{`deny_domain { domain: "a b" }`, "deny_domain.domain"},
+		{`deny_domain { domain: "a.example" ports { first: 443 } }`, "deny_domain.ports"},
+		{`remove_domain: ".."`, "remove_domain"},
+		{`bulk_update { mode: POLICY_MODE_ALLOWLIST dns {} }`, "bulk_update.dns.mode"},
 		{`bulk_update { mode: POLICY_MODE_ALLOWLIST dns { mode: DNS_MODE_ALLOWLIST deny_domains { domain: "a.example" ports { first: 1 } } } }`,
-			"bulk_update.dns.deny_domains[0].ports", false},
-		{`bulk_update {}`, "bulk_update.mode", false},
-		{`subscribed_ack {}`, "subscribed_ack.mode", false},
+			"bulk_update.dns.deny_domains[0].ports"},
+		{`bulk_update {}`, "bulk_update.mode"},
+		{`subscribed_ack {}`, "subscribed_ack.mode"},
 		{`bulk_update { mode: POLICY_MODE_ALLOWLIST allow_cidrs { cidr: "10.0.0.0/8" } allow_cidrs { cidr: "10.0.0/8" } }`,
-			"bulk_update.allow_cidrs[1].cidr", false},
-		{`put_policy { name: "base" }`, "put_policy", true},
-		{`delete_policy: "base"`, "delete_policy", true},
-		{`use_policy { name: "base" }`, "use_policy", true},
-		{`subscribed_ack { use_policy { name: "base" } mode: POLICY_MODE_ALLOWLIST }`, "subscribed_ack.use_policy", true},
+			"bulk_update.allow_cidrs[1].cidr"},
+		{`put_policy { name: "base" }`, "command"},
+		{`delete_policy: "base"`, "command"},
+		{`use_policy {}`, "use_policy.name"},
+		{`subscribed_ack { use_policy {} }`, "subscribed_ack.use_policy.name"},
+		{`subscribed_ack { use_policy { name: "base" } mode: POLICY_MODE_ALLOWLIST }`, "subscribed_ack.use_policy"},
 	} {
 		t.Run(tt.command, func(t *testing.T) {
 			cmd := command(t, tt.command)
@@ -143,8 +143,8 @@ func TestChangeFromRefuses(t *testing.T) {
 			if change.Edit != nil {
 				t.Error("an edit beside the refusal")
 			}
-			if got := refused.Violations[0].Field; got != tt.field || refused.Unimplemented != tt.unimplemented {
-				t.Errorf("got %s (unimplemented %v): %v", got, refused.Unimplemented, err)
+			if got := refused.Violations[0].Field; got != tt.field {
+				t.Errorf("got %s: %v", got, err)
 			}
 			if list := wire.CommandViolations(cmd, err); list[0].GetField() != tt.field {
 				t.Errorf("result names %s", list[0].GetField())
@@ -177,11 +177,11 @@ func TestViolationsOfPolicy(t *testing.T) {
 }
 
 func TestApplied(t *testing.T) {
-	got := wire.Applied("r7", &policy.Policy{Audit: true}, errors.New(strings.Repeat("x", 1000)))
-	if got.GetRevision() != "r7" || !got.GetAudit() || len(got.GetError()) != 256 {
+	got := wire.Applied(wire.Ref{Name: "base", Revision: "r7"}, &policy.Policy{Audit: true}, errors.New(strings.Repeat("x", 1000)))
+	if got.GetRevision() != "r7" || got.GetPolicyName() != "base" || !got.GetAudit() || len(got.GetError()) != 256 {
 		t.Errorf("got %v", got)
 	}
-	if got := wire.Applied("", policy.BlockAll(), nil); got.GetError() != "" || got.GetAudit() {
+	if got := wire.Applied(wire.Ref{}, policy.BlockAll(), nil); got.GetError() != "" || got.GetAudit() {
 		t.Errorf("got %v", got)
 	}
 }

@@ -17,25 +17,25 @@ import (
 type Feature string
 
 const (
-	Ports      Feature = "ports"       // PortRange on address and domain rules
-	ExpiresAt  Feature = "expires_at"  // CIDREntry.expires_at
-	Private    Feature = "private"     // DomainEntry.private
-	Audit      Feature = "audit"       // BulkUpdate.audit
-	Replies    Feature = "replies"     // BulkUpdate.replies
-	RepliesUDP Feature = "replies_udp" // BulkUpdate.replies_udp
-	Loopback   Feature = "loopback"    // BulkUpdate.loopback
-	Source     Feature = "source"      // BulkUpdate.source
-	RefuseWith Feature = "refuse_with" // DnsConfig.refuse_with
-	Forward    Feature = "forward"     // DnsConfig.forward
-	Results    Feature = "results"     // ControlCommand.number and CommandResult
-	GoAway     Feature = "go_away"     // ControlCommand.go_away
-	Named      Feature = "named_policies"
+	Ports         Feature = "ports"          // PortRange on address and domain rules
+	ExpiresAt     Feature = "expires_at"     // CIDREntry.expires_at
+	Private       Feature = "private"        // DomainEntry.private
+	Audit         Feature = "audit"          // BulkUpdate.audit
+	Replies       Feature = "replies"        // BulkUpdate.replies
+	RepliesUDP    Feature = "replies_udp"    // BulkUpdate.replies_udp
+	Loopback      Feature = "loopback"       // BulkUpdate.loopback
+	Source        Feature = "source"         // BulkUpdate.source
+	RefuseWith    Feature = "refuse_with"    // DnsConfig.refuse_with
+	Forward       Feature = "forward"        // DnsConfig.forward
+	Results       Feature = "results"        // ControlCommand.number and CommandResult
+	GoAway        Feature = "go_away"        // ControlCommand.go_away
+	NamedPolicies Feature = "named_policies" // put_policy, delete_policy, use_policy
 )
 
 // implemented is what this build acts upon. A declared field of any other feature is refused by name: to take it and
 // not act on it would be a policy that is not what it says.
 var implemented = []Feature{
-	Ports, ExpiresAt, Private, Audit, Replies, RepliesUDP, Loopback, Source, RefuseWith, Forward, Results, GoAway,
+	Ports, ExpiresAt, Private, Audit, Replies, RepliesUDP, Loopback, Source, RefuseWith, Forward, Results, GoAway, NamedPolicies,
 }
 
 // Features lists what this build understands, to announce in Hello and Welcome.

@@ -58,14 +58,6 @@ func (r *reader) refuse(field string, value any, expected string) {
 // unset is expected of what this version does not act upon.
 const unset = "to be unset: not implemented in this version"
 
-// needs refuses a field that is set and belongs to a feature which this build has not.
-func (r *reader) needs(f Feature, field string, value any, set bool) {
-	if set && !Self().Has(f) {
-		r.refused.Unimplemented = true
-		r.refuse(field, value, unset)
-	}
-}
-
 func (r *reader) warn(field, warning string) {
 	if len(r.warnings) == maxReasons {
 		r.unsaid++

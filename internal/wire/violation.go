@@ -35,8 +35,6 @@ func (v Violation) String() string {
 type RefusedError struct {
 	Violations []Violation // the first 32, at least one
 	More       int         // violations beyond those
-	// Unimplemented: something asked for is declared in the protocol and not yet in this version.
-	Unimplemented bool
 }
 
 // Error shows the first violation: it goes into one line of a log or a status.
@@ -55,7 +53,11 @@ func CommandViolations(cmd *netfencev1.ControlCommand, err error) []*netfencev1.
 	if errors.As(err, &refused) { // its paths begin at the command
 		return refused.violations("")
 	}
-	return Violations(commandField(cmd), err)
+	field := commandField(cmd)
+	if cmd.GetPutPolicy() != nil {
+		field += ".policy"
+	}
+	return Violations(field, err)
 }
 
 // Violations lists why the policy in a field of a request was refused.
@@ -95,9 +97,10 @@ var policyFields = strings.NewReplacer(
 	"allow[", "allow_cidrs[", "deny[", "deny_cidrs[",
 )
 
-// Applied tells the control plane what is in force: its own revision of it, and the last refusal or failure since.
-func Applied(revision string, inForce *policy.Policy, last error) *netfencev1.Applied {
-	applied := &netfencev1.Applied{Revision: revision, Audit: inForce.Audit}
+// Applied tells the control plane what is in force: its own revision and, of a named policy, its name for it, and the
+// last refusal or failure since.
+func Applied(ref Ref, inForce *policy.Policy, last error) *netfencev1.Applied {
+	applied := &netfencev1.Applied{Revision: ref.Revision, PolicyName: ref.Name, Audit: inForce.Audit}
 	if last != nil {
 		applied.Error = clip(last.Error())
 	}
