@@ -18,7 +18,10 @@ type syncRequest struct {
 	Hostname    string
 	Attachments []attachment
 	Metadata    map[string]string
+	Policies    []policyRef // addition
 }
+
+type policyRef struct{ Name, Revision string }
 
 // attachment is both Attachment and Subscribed.
 type attachment struct {
@@ -31,7 +34,10 @@ type attachment struct {
 	// DNSAddress is an addition in Attachment.
 	DNSAddress string `json:"dns_address"`
 
-	Applied *struct{ Revision string } // addition
+	Applied *struct { // addition
+		Revision   string
+		PolicyName string `json:"policy_name"`
+	}
 }
 
 type unsubscribed struct{ ID, Reason, Error string }

@@ -260,8 +260,9 @@ func (p *plane) order(o order) {
 }
 
 // allowed are the fields that a published peer gets and does not know. They are in SyncRequest, which is sent before
-// either side knows the other: Hello, and of each attachment what is in force and its DNS address.
-var allowed = []string{"sync.100", "sync.attachments.100", "sync.attachments.101"}
+// either side knows the other: Hello, the named policies of a peer that had them, and of each attachment what is in force
+// and its DNS address.
+var allowed = []string{"sync.100", "sync.101", "sync.attachments.100", "sync.attachments.101"}
 
 func (p *plane) checkUnknown() {
 	p.mu.Lock()

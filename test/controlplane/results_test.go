@@ -30,7 +30,7 @@ func TestResults(t *testing.T) {
 		{`"revision": "r3", "allow_cidr": {"cidr": "192.0.2.0/33"}`, "REFUSED", "r2", "allow_cidr.cidr"},
 		{`"revision": "r3", "bulk_update": {}`, "REFUSED", "r2", "bulk_update.mode"},
 		{`"revision": "r3", "bulk_update": {"mode": "POLICY_MODE_ALLOWLIST", "source": ["eth0"]}`, "REFUSED", "r2", "bulk_update.source[0]"},
-		{`"use_policy": {"name": "agents"}`, "REFUSED", "r2", "use_policy"},
+		{`"use_policy": {"name": "agents"}`, "UNKNOWN", "r2", "use_policy"},
 		// Host bits are masked, and the result says so.
 		{`"revision": "r4", "allow_cidr": {"cidr": "192.0.2.77/24"}`, "APPLIED", "r4", "allow_cidr.cidr"},
 	} {
