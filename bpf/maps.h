@@ -197,6 +197,7 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* written by the daemon for each lesson */
 	__uint(max_entries, MAX_ATTACHMENTS);
 	__type(key, __u32);
 	__type(value, __u64);

@@ -120,8 +120,8 @@ func (d *Datapath) enter(a *attachment) error {
 	if err := d.bpf.NfFlowCounts.Put(a.index, uint64(0)); err != nil {
 		return fmt.Errorf("flow count: %w", err)
 	}
-	if err := d.bpf.NfLessons.Put(a.index, uint64(0)); err != nil {
-		return fmt.Errorf("lessons: %w", err)
+	if err := d.setLessons(a, 0); err != nil {
+		return err
 	}
 	if err := d.bpf.NfEventBuckets.Put(a.index, &bpfEventBucket{}); err != nil {
 		return fmt.Errorf("event bucket: %w", err)

@@ -32,6 +32,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/internal/target"
 )
@@ -131,6 +133,7 @@ type Datapath struct {
 	byIndex []atomic.Pointer[attachment]
 	limits  learningLimits
 	room    room
+	lessons *ebpf.Memory // of nf_lessons
 
 	slots *slots
 

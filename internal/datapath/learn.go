@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -148,10 +149,20 @@ func (d *Datapath) countLesson(a *attachment) error {
 	if uint32(next) == 0 {
 		next++ // stands for nothing
 	}
-	if err := d.bpf.NfLessons.Put(a.index, next); err != nil {
-		return fmt.Errorf("lessons: %w", err)
+	if err := d.setLessons(a, next); err != nil {
+		return err
 	}
 	a.lessons = next
+	return nil
+}
+
+// setLessons writes the count by one store to the map's memory, without a system call.
+func (d *Datapath) setLessons(a *attachment, n uint64) error {
+	var b [8]byte
+	binary.NativeEndian.PutUint64(b[:], n)
+	if _, err := d.lessons.WriteAt(b[:], int64(a.index)*int64(len(b))); err != nil {
+		return fmt.Errorf("lessons: %w", err)
+	}
 	return nil
 }
 

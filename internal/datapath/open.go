@@ -112,6 +112,9 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 	if err == nil {
 		d.ours, err = d.pins.oursOf(made, toPin)
 	}
+	if err == nil {
+		d.lessons, err = d.bpf.NfLessons.Memory()
+	}
 	if err != nil {
 		return errors.Join(err, d.bpf.Close())
 	}
