@@ -3,6 +3,9 @@
 package run
 
 import (
+	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/testenv"
@@ -194,4 +198,74 @@ func ignored(t *testing.T) string {
 	}
 	set, _, _ := strings.Cut(after, "\n")
 	return strings.TrimSpace(set)
+}
+
+// What somebody takes away from the fence comes back, and is told of.
+func TestTakenAwayIsPutBack(t *testing.T) {
+	b := newBench(t)
+	b.Report = filepath.Join(b.dir, "report")
+	l := b.start(t, "echo ready; read line; echo $line")
+	held := func() []string {
+		pins, err := filepath.Glob(b.BPFDir + "/run_*/v2/links/*/verdict")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pins
+	}
+	if len(held()) != 1 {
+		t.Fatalf("pins: %q", held())
+	}
+	detachPin(t, held()[0])
+	testenv.Eventually(t, "the filter is back", func() bool {
+		for _, pin := range held() {
+			if attached(t, pin) {
+				return true
+			}
+		}
+		return false
+	})
+	if _, err := l.stdin.Write([]byte("on\n")); err != nil {
+		t.Fatal(err)
+	}
+	if code, rest := l.end(t); code != 0 || !slices.Equal(rest, []string{"on"}) {
+		t.Errorf("exit code %d, said %q", code, rest)
+	}
+	var report Result
+	if text, err := os.ReadFile(b.Report); err != nil {
+		t.Error(err)
+	} else if err := json.Unmarshal(text, &report); err != nil {
+		t.Error(err)
+	}
+	if len(report.Incidents) != 1 || !strings.HasPrefix(report.Incidents[0], "links_lost: ") {
+		t.Errorf("incidents %q", report.Incidents)
+	}
+}
+
+func detachPin(t *testing.T, path string) {
+	t.Helper()
+	pinned, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(pinned.Detach(), pinned.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// attached tells whether the link at path has a cgroup; it may be gone by now.
+func attached(t *testing.T, path string) bool {
+	t.Helper()
+	pinned, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.Close()
+	info, err := pinned.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Cgroup() != nil && info.Cgroup().CgroupId != 0
 }

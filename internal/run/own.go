@@ -28,11 +28,12 @@ type own struct {
 	id     string
 	tally  *tally
 
-	loaded chan error // the end of load, until somebody has taken it
-	kernel *datapath.Datapath
-	front  *intercept.Front
-	stop   context.CancelFunc // of the server
-	served chan error         // its end
+	loaded  chan error // the end of load, until somebody has taken it
+	kernel  *datapath.Datapath
+	front   *intercept.Front
+	stop    context.CancelFunc // of the server
+	served  chan error         // its end
+	unwatch func()             // ends what watch began
 }
 
 func newOwn(c *config.Config, id string, t *tally) *own {
@@ -95,7 +96,22 @@ func (o *own) enforce(_ context.Context, path string, p *policy.Policy) error {
 			return err
 		}
 	}
-	return o.kernel.Replace(o.id, compiled)
+	if err := o.kernel.Replace(o.id, compiled); err != nil {
+		return err
+	}
+	o.watch()
+	return nil
+}
+
+// watch has put back what somebody takes away from the cgroup.
+func (o *own) watch() {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	o.unwatch = func() { stop(); <-ended }
+	go func() {
+		defer close(ended)
+		o.kernel.Watch(ctx, func(string, error) {}) // the cgroup goes with the run
+	}()
 }
 
 // serve answers the command's DNS queries.
@@ -123,6 +139,9 @@ func (o *own) serve() (err error) {
 func (o *own) close() error {
 	_ = o.await() // what it has made is removed below
 	var errs []error
+	if o.unwatch != nil {
+		o.unwatch()
+	}
 	if o.stop != nil {
 		o.stop()
 		errs = append(errs, <-o.served)

@@ -21,6 +21,8 @@ import (
 const (
 	// maxTallied bounds what a command that asks for ever new addresses and names costs; more are only counted.
 	maxTallied = 4096
+	// maxTrouble is how often it is told that the fence was tampered with.
+	maxTrouble = 100
 	// maxLines is a summary that fits on a screen.
 	maxLines = 20
 )
@@ -33,6 +35,7 @@ type tally struct {
 	audited map[string]*Refused // answered for audit's sake
 	failed  map[string]*Refused // allowed, and not resolved
 	solved  map[string]bool     // names that were resolved
+	trouble []string            // what happened to the fence itself
 	lost    uint64
 	dropped uint64 // flows seen, and lost
 }
@@ -74,6 +77,8 @@ type Result struct {
 	DNSWouldRefuse []Refused `json:"dns_would_refuse"`
 	// DNSFailed are names that were allowed and could not be resolved, or only to addresses that are guarded.
 	DNSFailed []Refused `json:"dns_failed"`
+	// Incidents are what happened to the fence itself: that it was taken away and is back.
+	Incidents []string `json:"incidents"`
 	// Lost are denials that were not told of: more at a time than the limit, or more kinds than are kept.
 	Lost uint64 `json:"lost"`
 }
@@ -95,6 +100,10 @@ func (t *tally) add(e events.Event) {
 	t.lost += e.Lost
 	t.dropped += e.Lost
 	switch {
+	case e.Incident != nil:
+		if len(t.trouble) < maxTrouble {
+			t.trouble = append(t.trouble, e.Incident.Kind+": "+e.Incident.Message)
+		}
 	case e.Flow != nil:
 		t.dropped++
 		t.addFlow(e.Flow)
@@ -151,6 +160,7 @@ func (t *tally) result() Result {
 	defer t.mu.Unlock()
 	r := Result{
 		Denied: []Denied{}, DNSRefused: []Refused{}, WouldDeny: []Denied{}, DNSWouldRefuse: []Refused{}, DNSFailed: []Refused{}, Lost: t.lost,
+		Incidents: append([]string{}, t.trouble...),
 	}
 	for key, d := range t.flows {
 		if key.passed {
@@ -199,7 +209,7 @@ func (r Result) print(w io.Writer) error {
 	for _, n := range r.DNSFailed {
 		failed = append(failed, fmt.Sprintf("%6d × name %s, %s", n.Count, printable(n.Name), printable(n.Reason)))
 	}
-	return errors.Join(section(w, "denied", denied), section(w, "would be denied", audited),
+	return errors.Join(section(w, "the fence itself", onScreen(slices.Clone(r.Incidents))), section(w, "denied", denied), section(w, "would be denied", audited),
 		section(w, "allowed, but not resolved", onScreen(failed)))
 }
 
