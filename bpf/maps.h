@@ -14,7 +14,10 @@
 
 struct bpf_map; /* what bpf_for_each_map_elem hands its callback */
 
-/* Index 0: the last incarnation given out. */
+/*
+ * Index 0: the last incarnation given out. Index 1: nanoseconds on the boot clock at
+ * which the lease of leased policies is over, renewed by the daemon; 0: never.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 4);

@@ -119,7 +119,7 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless, int ingress)
 {
 	__u64 identity = interface_identity(skb);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	__u64 word = word_in_force(IDENTITY_ATTACHMENT(identity));
 	enum reason reason;
 	struct packet p = {};
 	__u32 listener = 0;
@@ -164,7 +164,7 @@ static __always_inline int is_exempt(struct __sk_buff *skb)
 static __always_inline int interface_inbound(struct __sk_buff *skb, int headerless)
 {
 	__u64 identity = interface_identity(skb);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	__u64 word = word_in_force(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
 
 	if (!identity || skb->tc_index == IDENTITY_ATTACHMENT(identity) || !flows_serve(word, 0))
@@ -265,7 +265,7 @@ SEC("cgroup_skb/egress")
 int nf_cg_egress(struct __sk_buff *skb)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	__u64 word = word_in_force(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {};
 	enum reason reason = cgroup_verdict(skb, identity, word, &p);
 
@@ -276,7 +276,7 @@ SEC("cgroup_skb/ingress")
 int nf_cg_ingress(struct __sk_buff *skb)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	__u64 word = word_in_force(IDENTITY_ATTACHMENT(identity));
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
 	struct packet p = {};
 

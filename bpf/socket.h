@@ -44,7 +44,7 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, struct addre
 					 int datagram, int *rewritten)
 {
 	__u64 identity = *(volatile __u64 *)bpf_get_local_storage(&nf_cgroups, 0);
-	__u64 word = policy_word(IDENTITY_ATTACHMENT(identity));
+	__u64 word = word_in_force(IDENTITY_ATTACHMENT(identity));
 	struct packet p = {
 		.dst = *to,
 		.dst_port = bpf_ntohs(ctx->user_port),

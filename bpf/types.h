@@ -13,6 +13,7 @@ enum limit {
 	MAX_ATTACHMENTS = 32768 + 1, /* attachment 0 is nobody: it counts what has no attachment */
 	MAX_SLOTS = 65536, /* tables in use, being built and cooling down */
 	MAX_FLOWS = 1048576,
+	META_LEASE = 1, /* in nf_meta */
 	MAX_CHAIN = 128, /* policy.MaxChain */
 	MAX_LEARNED = 1048576, /* chunks of grants, of all attachments */
 	MAX_NAMES = 262144,
@@ -53,10 +54,11 @@ enum mode {
  * the policy in force, in one aligned store. The generation only ever grows,
  * also when the attachment's index is used again.
  */
-#define WORD_MODE(word) ((word)&0xf)
+#define WORD_MODE(word) ((word)&0x7)
 #define WORD_GENERATION(word) ((__u32)((word) >> 32))
 #define WORD_SLOT(word) (((word) >> WORD_SLOT_SHIFT) & WORD_SLOT_MASK)
 enum word_flag {
+	WORD_LEASED = 1 << 3, /* in force until the lease is over, then block-all */
 	WORD_REPLIES = 1 << 4, /* reply flows are permitted */
 	WORD_DNS = 1 << 5, /* DNS queries are intercepted; block-all does so without it */
 	WORD_LOOPBACK_ALLOW = 1 << 6, /* neither bit: own */

@@ -318,6 +318,24 @@ static __always_inline __u64 policy_word(__u32 attachment)
 	return word ? *word : 0;
 }
 
+static __always_inline int lease_is_over(void)
+{
+	__u32 lease = META_LEASE;
+	volatile __u64 *end = bpf_map_lookup_elem(&nf_meta, &lease);
+
+	return end && *end && boot_clock() >= *end;
+}
+
+/* word_in_force: a leased policy whose lease is over is block-all, without a guard. */
+static __always_inline __u64 word_in_force(__u32 attachment)
+{
+	__u64 word = policy_word(attachment);
+
+	if (word & WORD_LEASED && lease_is_over())
+		return word & ~0xffffffffULL;
+	return word;
+}
+
 static __always_inline void tally(void *map, __u32 attachment, enum reason reason)
 {
 	__u32 index = attachment * MAX_REASONS + reason;

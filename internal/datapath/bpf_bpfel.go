@@ -229,6 +229,7 @@ const (
 	bpfLimitMAX_ATTACHMENTS  bpfLimit = 32769
 	bpfLimitMAX_SLOTS        bpfLimit = 65536
 	bpfLimitMAX_FLOWS        bpfLimit = 1048576
+	bpfLimitMETA_LEASE       bpfLimit = 1
 	bpfLimitMAX_CHAIN        bpfLimit = 128
 	bpfLimitMAX_LEARNED      bpfLimit = 1048576
 	bpfLimitMAX_NAMES        bpfLimit = 262144
@@ -410,6 +411,7 @@ const (
 type bpfWordFlag uint32
 
 const (
+	bpfWordFlagWORD_LEASED         bpfWordFlag = 8
 	bpfWordFlagWORD_REPLIES        bpfWordFlag = 16
 	bpfWordFlagWORD_DNS            bpfWordFlag = 32
 	bpfWordFlagWORD_LOOPBACK_ALLOW bpfWordFlag = 64

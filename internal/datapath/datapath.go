@@ -129,6 +129,8 @@ type Datapath struct {
 	walks   walks
 	places  places
 
+	lease atomic.Int64 // as in the kernel; see SetLease
+
 	// byIndex finds an attachment without mu; entries change with known.
 	byIndex []atomic.Pointer[attachment]
 	limits  learningLimits

@@ -33,6 +33,7 @@ type Member struct {
 	// version counts what Replace has put in force. The generation of the word
 	// would not do: a policy that differs only in its names needs no new word.
 	version uint64
+	leased  bool // see ReplaceLeased
 }
 
 // Lesson is what one answer teaches one attachment.
@@ -79,7 +80,7 @@ func (d *Datapath) Chain(index uint32) []Member {
 	var chain []Member
 	for _, around := range d.nesting.outward(a) {
 		m := around.member.Load()
-		if m == nil {
+		if m == nil || m.leased && d.leaseIsOver() {
 			return nil
 		}
 		chain = append(chain, *m)

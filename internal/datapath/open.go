@@ -225,6 +225,9 @@ func (d *Datapath) adopt() error {
 	if err != nil {
 		return err
 	}
+	if err := d.loadLease(); err != nil {
+		return err
+	}
 	if err := d.remember(now); err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// The policy word, as in bpf/types.h: mode 4, flags 8, slot 20, generation 32 bits.
+// The policy word, as in bpf/types.h: mode 3, flags 9, slot 20, generation 32 bits.
 const (
 	wordSlotShift       = uint32(bpfLimitWORD_SLOT_SHIFT)
 	wordSlotMask        = uint32(bpfLimitWORD_SLOT_MASK)
@@ -75,12 +75,14 @@ func kernelMode(m policy.Mode) bpfMode {
 // nothing; others wait once for RCU.
 //
 // Queries of the attachment go on meanwhile, but for the moment of the change.
-func (d *Datapath) Replace(id string, c *policy.Compiled) error {
+func (d *Datapath) Replace(id string, c *policy.Compiled) error { return d.replace(id, c, 0) }
+
+func (d *Datapath) replace(id string, c *policy.Compiled, flags uint64) error {
 	s, err := d.slots.acquire(c.Table) // takes as long as there are rules: not under the lock
 	if err != nil {
 		return fmt.Errorf("replace policy of %s: %w", id, full(err))
 	}
-	index, unused, err := d.flip(id, c, s)
+	index, unused, err := d.flip(id, c, s, flags)
 	d.slots.release(unused)
 	if err != nil {
 		return fmt.Errorf("replace policy of %s: %w", id, err)
@@ -98,7 +100,7 @@ func (d *Datapath) Replace(id string, c *policy.Compiled) error {
 // flip changes the policy, and returns the slot that is of no use to the
 // attachment any more: s itself when nothing came of it. The index is 0 unless
 // the word has changed.
-func (d *Datapath) flip(id string, c *policy.Compiled, s *slot) (index uint32, unused *slot, err error) {
+func (d *Datapath) flip(id string, c *policy.Compiled, s *slot, flags uint64) (index uint32, unused *slot, err error) {
 	a := d.lock(id)
 	if a == nil {
 		return 0, s, ErrNotAttached
@@ -108,7 +110,7 @@ func (d *Datapath) flip(id string, c *policy.Compiled, s *slot) (index uint32, u
 	if err := d.enact(names); err != nil {
 		return 0, s, err
 	}
-	word := compose(c, s)
+	word := compose(c, s) | flags
 	if word == a.word&wordPolicyMask && !a.cutsNext() {
 		a.rules.Store(&rules{c.Rulebook, generation(a.word)})
 		a.announce(id, c.Names)
@@ -155,7 +157,10 @@ func (a *attachment) announce(id string, names *policy.Names) {
 		a.member.Store(nil)
 		return
 	}
-	a.member.Store(&Member{ID: id, Index: a.index, Names: names, incarnation: a.record.Incarnation, version: a.version})
+	a.member.Store(&Member{
+		ID: id, Index: a.index, Names: names, incarnation: a.record.Incarnation, version: a.version,
+		leased: a.word&uint64(bpfWordFlagWORD_LEASED) != 0,
+	})
 }
 
 // close makes a block-all: what follows, the links' end included, is not a gap.
