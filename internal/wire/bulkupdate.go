@@ -5,6 +5,7 @@ package wire
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -16,8 +17,19 @@ import (
 // BulkUpdate writes a policy for a peer. A policy that needs a feature which the peer did not announce is not sent at
 // all: the error is an *UnsupportedError. Deadlines are not written: they are the receiver's, on its own clock.
 func BulkUpdate(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
-	w := writer{to: to}
-	m := &netfencev1.BulkUpdate{
+	m, needs := Write(p)
+	for i := range needs {
+		if !to.Has(needs[i].Feature) {
+			return nil, &needs[i]
+		}
+	}
+	return m, nil
+}
+
+// Write writes a policy for whoever has the features that it needs, each with the first field that needs it.
+func Write(p *policy.Policy) (m *netfencev1.BulkUpdate, needs []UnsupportedError) {
+	var w writer
+	m = &netfencev1.BulkUpdate{
 		Mode:       Mode(p.Mode),
 		AllowCidrs: w.rules("allow_cidrs", p.Allow),
 		DenyCidrs:  w.rules("deny_cidrs", p.Deny),
@@ -33,10 +45,7 @@ func BulkUpdate(p *policy.Policy, to Peer) (*netfencev1.BulkUpdate, error) {
 	w.needs(RepliesUDP, "replies_udp", -1, "", len(m.RepliesUdp) > 0)
 	w.needs(Loopback, "loopback", -1, "", m.Loopback != netfencev1.Loopback_LOOPBACK_UNSPECIFIED)
 	w.needs(Source, "source", -1, "", len(m.Source) > 0)
-	if w.unsupported != nil {
-		return nil, w.unsupported
-	}
-	return m, nil
+	return m, w.needed
 }
 
 // SubscribedAck is the SubscribedAck that says the same as a BulkUpdate. It shares the parts of m.
@@ -54,20 +63,19 @@ func SubscribedAck(m *netfencev1.BulkUpdate) *netfencev1.SubscribedAck {
 	}
 }
 
-// writer notes the first field that the peer would not understand.
+// writer notes the fields that not every peer understands.
 type writer struct {
-	to          Peer
-	unsupported error
+	needed []UnsupportedError
 }
 
 func (w *writer) needs(f Feature, list string, index int, field string, set bool) {
-	if !set || w.unsupported != nil || w.to.Has(f) {
+	if !set || slices.ContainsFunc(w.needed, func(n UnsupportedError) bool { return n.Feature == f }) {
 		return
 	}
 	if index >= 0 {
 		list = fmt.Sprintf("%s[%d].%s", list, index, field)
 	}
-	w.unsupported = &UnsupportedError{Field: list, Feature: f}
+	w.needed = append(w.needed, UnsupportedError{Field: list, Feature: f})
 }
 
 func (w *writer) rules(list string, rules []policy.Rule) []*netfencev1.CIDREntry {

@@ -69,6 +69,15 @@ func Self() Peer { return Peer{implemented} }
 // Has reports whether the peer announced a feature that this build understands too.
 func (p Peer) Has(f Feature) bool { return slices.Contains(p.features, f) }
 
+// Names lists the features.
+func (p Peer) Names() []string {
+	names := make([]string, len(p.features))
+	for i, f := range p.features {
+		names[i] = string(f)
+	}
+	return names
+}
+
 // UnsupportedError says that a policy can not be sent to a peer without meaning something else there.
 type UnsupportedError struct {
 	Field   string // "allow_cidrs[3].ports"

@@ -12,7 +12,7 @@ func Guard(g *policy.Guard) *netfencev1.Guard {
 	if g.Empty() {
 		return nil
 	}
-	w := writer{to: Self()}
+	var w writer
 	return &netfencev1.Guard{AllowCidrs: w.rules("allow_cidrs", g.Allow), DenyCidrs: w.rules("deny_cidrs", g.Deny)}
 }
 

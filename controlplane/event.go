@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"errors"
+	"io"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+)
+
+// read takes what the daemon tells until the stream ends, and says why it did; nil: the daemon ended it.
+func (s *stream) read() error {
+	first, err := s.grpc.Recv()
+	if err != nil {
+		return err
+	}
+	request := first.GetSync()
+	if request == nil {
+		return status.Error(codes.InvalidArgument, "the first event of a stream is SyncRequest")
+	}
+	if err := s.plane.admit(s, request); err != nil {
+		return err
+	}
+	for {
+		event, err := s.grpc.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.hear(event); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *stream) hear(event *netfencev1.DaemonEvent) error {
+	switch event := event.GetEvent().(type) {
+	case *netfencev1.DaemonEvent_Subscribed:
+		return s.subscribed(event.Subscribed)
+	case *netfencev1.DaemonEvent_Unsubscribed:
+		s.unsubscribed(event.Unsubscribed)
+	case *netfencev1.DaemonEvent_Heartbeat:
+		s.heartbeat(event.Heartbeat)
+	case *netfencev1.DaemonEvent_Result:
+		s.result(event.Result)
+	case *netfencev1.DaemonEvent_Sync:
+		return status.Error(codes.InvalidArgument, "a second SyncRequest")
+	}
+	return nil // what a newer daemon tells
+}
+
+// subscribed is an attachment that is new, or that the SyncRequest had no room for.
+func (s *stream) subscribed(m *netfencev1.Subscribed) error {
+	if err := checkAttachment(m); err != nil {
+		return err
+	}
+	d := s.daemon
+	d.mu.Lock()
+	if d.stream != s {
+		d.mu.Unlock()
+		return nil
+	}
+	a, known := d.add(m)
+	a.pending = m.GetApplied() == nil
+	err := d.bounded()
+	view := d.view(a)
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if f := s.plane.opts.OnAttach; f != nil && !known {
+		f(view)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stream == s {
+		d.ask(a)
+	}
+	return nil
+}
+
+func (s *stream) unsubscribed(m *netfencev1.Unsubscribed) {
+	d := s.daemon
+	d.mu.Lock()
+	a := d.attachments[m.GetId()]
+	if d.stream != s || a == nil {
+		d.mu.Unlock()
+		return
+	}
+	view := d.view(a)
+	d.remove(a)
+	s.wakeUp()
+	d.mu.Unlock()
+	s.plane.detached(view, Detached{Reason: reason(m.GetReason()), Error: clip(m.GetError())})
+}
+
+func (s *stream) heartbeat(m *netfencev1.Heartbeat) {
+	d := s.daemon
+	var told []Stats
+	d.mu.Lock()
+	if d.stream == s {
+		for _, stats := range m.GetStats() {
+			a := d.attachments[stats.GetId()]
+			if a == nil {
+				continue
+			}
+			a.stats = counters{
+				stats.GetPacketsAllowed(), stats.GetPacketsBlocked(), stats.GetDnsQueriesAllowed(), stats.GetDnsQueriesBlocked(),
+			}
+			if s.plane.opts.OnStats != nil && len(told) < len(d.attachments) {
+				told = append(told, a.statistics())
+			}
+		}
+	}
+	d.mu.Unlock()
+	if len(told) > 0 {
+		s.plane.opts.OnStats(d.id, told)
+	}
+}
+
+// result is the answer to a command: of one attachment, or of the named policy of many.
+func (s *stream) result(m *netfencev1.CommandResult) {
+	d := s.daemon
+	var refused []Attachment
+	var revision string
+	settled := func(a *attachment) {
+		if a.number != m.GetNumber() {
+			return
+		}
+		d.answered(a, m)
+		if a.refused {
+			revision = a.sent
+			refused = append(refused, d.view(a))
+		}
+	}
+	d.mu.Lock()
+	if d.stream != s || m.GetNumber() == 0 {
+		d.mu.Unlock()
+		return
+	}
+	if a := d.attachments[m.GetId()]; a != nil {
+		settled(a)
+	} else if d.put(m) {
+		for _, a := range d.attachments {
+			settled(a)
+		}
+	}
+	s.wakeUp()
+	d.mu.Unlock()
+	for _, a := range refused {
+		s.plane.refused(a, Refusal{Revision: revision, Violations: violations(m)})
+	}
+}
+
+// answered notes the result of the attachment's latest command.
+func (d *daemon) answered(a *attachment, m *netfencev1.CommandResult) {
+	d.release(a)
+	status, text := Applied, ""
+	switch m.GetCode() {
+	case netfencev1.CommandCode_COMMAND_CODE_APPLIED:
+		a.inForce, a.pending = a.sent, false
+	case netfencev1.CommandCode_COMMAND_CODE_UNKNOWN:
+		status = Gone // its Unsubscribed is on the way
+	default:
+		a.refused = true
+		a.inForce = clip(m.GetRevision())
+		status, text = Refused, Refusal{Violations: violations(m)}.String()
+	}
+	if a.want != nil && a.want.revision == a.sent {
+		d.settle(a, status, text)
+	}
+}
+
+// put notes the result of a named policy; false: it is of none.
+func (d *daemon) put(m *netfencev1.CommandResult) bool {
+	p := d.named.underway[m.GetNumber()]
+	if p == nil {
+		return false
+	}
+	delete(d.named.underway, m.GetNumber())
+	this := p.puts[m.GetNumber()]
+	delete(p.puts, m.GetNumber())
+	d.stream.outstanding -= this.cost
+	if m.GetCode() == netfencev1.CommandCode_COMMAND_CODE_APPLIED && m.GetNumber() > p.heldBy {
+		p.held, p.heldBy = this.revision, m.GetNumber()
+	}
+	if len(p.puts) == 0 && p.revision != p.held {
+		d.named.revise(p, p.held)
+	}
+	return true
+}
+
+// violations of a result, the first 32 of them, as many as a daemon may tell.
+func violations(m *netfencev1.CommandResult) []Violation {
+	var list []Violation
+	for _, v := range m.GetViolations() {
+		if len(list) == 32 {
+			break
+		}
+		list = append(list, Violation{Field: clip(v.GetField()), Value: clip(v.GetValue()), Expected: clip(v.GetExpected())})
+	}
+	if len(list) == 0 {
+		list = append(list, Violation{Expected: "another command (" + m.GetCode().String() + ")"})
+	}
+	return list
+}
