@@ -14,9 +14,9 @@ import (
 // What a daemon may tell. Its own limits are tighter, but it is not trusted to keep them.
 const (
 	maxID       = 256
-	maxText     = 4096     // bytes of a target, a host name, a reason
-	maxMetadata = 64 << 10 // bytes of one attachment's or the daemon's
-	maxBytes    = 64 << 20 // of all that one daemon tells of its attachments
+	maxText     = 4096    // bytes of a target, a host name, a reason
+	maxMetadata = 1 << 20 // bytes of one attachment's or the daemon's
+	perEach     = 8 << 10 // bytes of an attachment, as the mean of all that one daemon may have
 )
 
 // checkSync judges a SyncRequest before anything of it is kept.
@@ -90,8 +90,8 @@ func (d *daemon) bounded() error {
 	if len(d.attachments) > d.plane.opts.Attachments {
 		return d.plane.tooMany()
 	}
-	if d.bytes > maxBytes {
-		return status.Errorf(codes.ResourceExhausted, "attachments: their metadata takes more than %d bytes", maxBytes)
+	if limit := int64(d.plane.opts.Attachments) * perEach; int64(d.bytes) > limit {
+		return status.Errorf(codes.ResourceExhausted, "attachments: their metadata takes more than %d bytes", limit)
 	}
 	return nil
 }

@@ -417,9 +417,12 @@ func (c *ControlPlane) policy(ctx context.Context, a Attachment) (*policy.Policy
 	return c.opts.Policy(ctx, a)
 }
 
+// refused tells the user, or the log, of a decision that did not come into force.
 func (c *ControlPlane) refused(a Attachment, r Refusal) {
-	c.log.Warn("policy refused; the attachment keeps what it has", "daemon", a.DaemonID, "attachment", a.ID, "revision", r.Revision, "reason", r.String())
 	if f := c.opts.OnRefused; f != nil {
 		f(a, r)
+		return
 	}
+	c.log.Warn("policy refused; the attachment keeps what it has",
+		"daemon", a.DaemonID, "attachment", a.ID, "revision", r.Revision, "reason", r.String())
 }

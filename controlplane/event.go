@@ -129,11 +129,11 @@ func (s *stream) result(m *netfencev1.CommandResult) {
 	d := s.daemon
 	var refused []Attachment
 	var revision string
-	settled := func(a *attachment) {
+	settled := func(a *attachment, of *netfencev1.CommandResult) {
 		if a.number != m.GetNumber() {
 			return
 		}
-		d.answered(a, m)
+		d.answered(a, of)
 		if a.refused {
 			revision = a.sent
 			refused = append(refused, d.view(a))
@@ -145,10 +145,11 @@ func (s *stream) result(m *netfencev1.CommandResult) {
 		return
 	}
 	if a := d.attachments[m.GetId()]; a != nil {
-		settled(a)
-	} else if d.put(m) {
-		for _, a := range d.attachments {
-			settled(a)
+		settled(a, m)
+	} else if p := d.named.underway[m.GetNumber()]; p != nil {
+		of := d.put(p, m)
+		for id, a := range d.attachments {
+			settled(a, of(id))
 		}
 	}
 	s.wakeUp()
@@ -162,14 +163,23 @@ func (s *stream) result(m *netfencev1.CommandResult) {
 func (d *daemon) answered(a *attachment, m *netfencev1.CommandResult) {
 	d.release(a)
 	status, text := Applied, ""
-	switch m.GetCode() {
-	case netfencev1.CommandCode_COMMAND_CODE_APPLIED:
+	switch code := m.GetCode(); {
+	case code == netfencev1.CommandCode_COMMAND_CODE_APPLIED:
 		a.inForce, a.pending = a.sent, false
-	case netfencev1.CommandCode_COMMAND_CODE_UNKNOWN:
+	case a.named != nil && (code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN || code == netfencev1.CommandCode_COMMAND_CODE_STALE):
+		// It does not hold that policy, or not as it was put. Never name it again, and send what is wanted.
+		d.named.remove(a.named)
+		d.named.leave(a)
+		a.sent = ""
+		d.queue(a)
+		return
+	case code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN:
 		status = Gone // its Unsubscribed is on the way
 	default:
 		a.refused = true
-		a.inForce = clip(m.GetRevision())
+		if m.GetId() != "" {
+			a.inForce = clip(m.GetRevision())
+		}
 		status, text = Refused, Refusal{Violations: violations(m)}.String()
 	}
 	if a.want != nil && a.want.revision == a.sent {
@@ -177,30 +187,43 @@ func (d *daemon) answered(a *attachment, m *netfencev1.CommandResult) {
 	}
 }
 
-// put notes the result of a named policy; false: it is of none.
-func (d *daemon) put(m *netfencev1.CommandResult) bool {
-	p := d.named.underway[m.GetNumber()]
-	if p == nil {
-		return false
-	}
+// put notes the result of a named policy, and returns what it means for each attachment under it. A policy that the
+// daemon holds now may be refused for some of them: those that the result lists, by id. When it lists as many as it can,
+// there may be others.
+func (d *daemon) put(p *namedPolicy, m *netfencev1.CommandResult) func(id string) *netfencev1.CommandResult {
 	delete(d.named.underway, m.GetNumber())
 	this := p.puts[m.GetNumber()]
 	delete(p.puts, m.GetNumber())
 	d.stream.outstanding -= this.cost
-	if m.GetCode() == netfencev1.CommandCode_COMMAND_CODE_APPLIED && m.GetNumber() > p.heldBy {
+	applied := m.GetCode() == netfencev1.CommandCode_COMMAND_CODE_APPLIED
+	partly := !applied && m.GetRevision() == this.revision && len(m.GetViolations()) < maxViolations
+	if (applied || m.GetRevision() == this.revision) && m.GetNumber() > p.heldBy {
 		p.held, p.heldBy = this.revision, m.GetNumber()
 	}
 	if len(p.puts) == 0 && p.revision != p.held {
 		d.named.revise(p, p.held)
 	}
-	return true
+	others := &netfencev1.CommandResult{Code: netfencev1.CommandCode_COMMAND_CODE_APPLIED}
+	listed := make(map[string]bool, len(m.GetViolations()))
+	for _, v := range m.GetViolations() {
+		listed[v.GetValue()] = true
+	}
+	return func(id string) *netfencev1.CommandResult {
+		if partly && !listed[id] {
+			return others
+		}
+		return m
+	}
 }
 
-// violations of a result, the first 32 of them, as many as a daemon may tell.
+// maxViolations is as many as a daemon tells of one command.
+const maxViolations = 32
+
+// violations of a result.
 func violations(m *netfencev1.CommandResult) []Violation {
 	var list []Violation
 	for _, v := range m.GetViolations() {
-		if len(list) == 32 {
+		if len(list) == maxViolations {
 			break
 		}
 		list = append(list, Violation{Field: clip(v.GetField()), Value: clip(v.GetValue()), Expected: clip(v.GetExpected())})

@@ -3,7 +3,9 @@
 package controlplane
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -50,6 +52,7 @@ func (s *stream) next() *netfencev1.ControlCommand {
 			command, more := s.send()
 			if command == nil && !more && len(d.due) > 0 {
 				s.batch, d.due = d.due, nil
+				slices.SortFunc(s.batch, func(a, b *attachment) int { return cmp.Compare(a.id, b.id) })
 				more = true
 			}
 			d.mu.Unlock()

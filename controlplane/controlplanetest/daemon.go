@@ -140,6 +140,13 @@ func (d *Daemon) Reconnect() error {
 	}
 }
 
+// Move reconnects to another control plane, or to the same after a restart.
+func (d *Daemon) Move(conn grpc.ClientConnInterface) error {
+	d.Disconnect()
+	d.conn = conn
+	return d.Reconnect()
+}
+
 // Disconnect breaks the stream, as a lost connection does. What is in force stays.
 func (d *Daemon) Disconnect() {
 	d.mu.Lock()

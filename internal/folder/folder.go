@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package folder is the embedded control plane: it decides over the files of a policy folder, and
-// speaks to the daemon through ControlPlane.Connect like any other control plane.
+// Package folder is the embedded control plane: it decides over the files of a policy folder. All else is package
+// controlplane's, which speaks to the daemon as it does to those of a fleet.
 //
 // A broken file keeps its last good state. One that is broken when the folder is opened has none, and
 // what it would have decided is unknown: until it is mended or removed, no new attachment is given a
@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"path/filepath"
 	"slices"
@@ -23,7 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
-	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -43,11 +44,11 @@ type Folder struct {
 	opts     Options
 	log      *slog.Logger
 	fallback decision // the default policy
+	plane    *controlplane.ControlPlane
 	listener *bufconn.Listener
 
 	mu       sync.Mutex
-	snapshot *snapshot     // replaced, never edited
-	changed  chan struct{} // closed when snapshot is replaced
+	snapshot *snapshot // replaced, never edited
 }
 
 // Open reads the folder once, so that Ready and Errors answer from the start. A folder that is missing,
@@ -69,10 +70,15 @@ func Open(opts Options) (*Folder, error) {
 		log:      opts.Log.With("folder", dir),
 		listener: bufconn.Listen(1 << 16),
 		snapshot: &snapshot{unread: true},
-		changed:  make(chan struct{}),
 	}
 	if f.fallback, err = newDecision("default_policy", opts.Default, &opts); err != nil {
 		return nil, fmt.Errorf("default_policy: %w", err)
+	}
+	f.plane, err = controlplane.New(controlplane.Options{
+		Policy: f.policy, OnRefused: f.refused, ServerID: "policy-folder", Attachments: math.MaxInt32, Log: f.log,
+	})
+	if err != nil {
+		return nil, err
 	}
 	f.load()
 	return f, nil
@@ -92,14 +98,37 @@ func (f *Folder) Run(ctx context.Context) error {
 
 // serve answers Dial until ctx is done.
 func (f *Folder) serve(ctx context.Context) error {
-	server := grpc.NewServer(grpc.WaitForHandlers(true))
-	netfencev1.RegisterControlPlaneServer(server, &controlPlane{folder: f})
+	server := grpc.NewServer(append(controlplane.ServerOptions(), grpc.WaitForHandlers(true))...)
+	f.plane.Register(server)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
-	if err := server.Serve(f.listener); err != nil && ctx.Err() == nil {
+	err := server.Serve(f.listener)
+	server.Stop()
+	if ended := f.plane.Shutdown(context.WithoutCancel(ctx)); ended != nil { // its streams are gone
+		return ended
+	}
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("policy folder %s: %w", f.opts.Dir, err)
 	}
 	return nil
+}
+
+// policy decides for an attachment. What is in force of one that was not decided here, or not yet, may be the decision of
+// a file that is broken since: then it is left alone, as is one that has no policy at all.
+func (f *Folder) policy(_ context.Context, a controlplane.Attachment) (*policy.Policy, error) {
+	s := f.current()
+	decided := f.decide(s, a.Metadata)
+	if len(s.blocked) > 0 && !a.Decided && (a.Pending || a.Revision != decided.revision) {
+		return nil, nil
+	}
+	return decided.policy, nil
+}
+
+// refused tells the operator which file the kernel or the daemon did not take. The daemon keeps it with the attachment;
+// sending the same again would be refused again.
+func (f *Folder) refused(a controlplane.Attachment, r controlplane.Refusal) {
+	f.log.Error("policy refused; the attachment keeps what is in force", "attachment", a.ID,
+		"policy", f.decide(f.current(), a.Metadata).source, "reason", r.String())
 }
 
 // Dial connects to the folder as a control plane. While Run does not run, the connection waits.
@@ -124,13 +153,6 @@ func (f *Folder) current() *snapshot {
 	return f.snapshot
 }
 
-// watched is the state of the folder, and a channel that closes when there is a newer one.
-func (f *Folder) watched() (*snapshot, <-chan struct{}) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.snapshot, f.changed
-}
-
 // decide gives the policy for an attachment with this metadata.
 func (f *Folder) decide(s *snapshot, metadata map[string]string) decision {
 	if g := s.decide(metadata); g != nil {
@@ -148,9 +170,8 @@ func (f *Folder) load() {
 	}
 	f.mu.Lock()
 	f.snapshot = next
-	close(f.changed)
-	f.changed = make(chan struct{})
 	f.mu.Unlock()
+	f.plane.Refresh(controlplane.Selector{})
 
 	for _, err := range next.errs {
 		switch {

@@ -193,7 +193,7 @@ func TestFolderMissing(t *testing.T) {
 	if f.Ready() != nil || len(f.Errors()) != 0 || !f.current().missing {
 		t.Fatalf("a missing folder counts as empty: ready %v, errors %v", f.Ready(), f.Errors())
 	}
-	if got := f.decide(f.current(), acme); got.source != "default_policy" || got.update.GetMode() == 0 {
+	if got := f.decide(f.current(), acme); got.source != "default_policy" || got.policy.Mode != policy.ModeDisabled {
 		t.Errorf("decided by %s", got.source)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {

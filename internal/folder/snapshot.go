@@ -5,7 +5,6 @@ package folder
 import (
 	"cmp"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,7 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/internal/wire"
 	"github.com/netfence/netfence/policy"
 )
@@ -89,10 +88,10 @@ func (s *snapshot) decide(metadata map[string]string) *good {
 	return nil
 }
 
-// decision is a policy as it is sent.
+// decision is a policy as it is handed on.
 type decision struct {
 	source   string // file name
-	update   *netfencev1.BulkUpdate
+	policy   *policy.Policy
 	revision string // equal content, equal revision: over restarts too
 }
 
@@ -116,18 +115,15 @@ func newDecision(source string, p *policy.Policy, opts *Options) (decision, erro
 	if err != nil {
 		return decision{}, err
 	}
-	// Deterministic within one build of the library; should another one order maps or fields otherwise,
-	// every policy is sent once more, which changes nothing.
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(update)
+	if size, limit := proto.Size(update), opts.MaxCommandBytes; limit > 0 && size+commandOverhead > limit {
+		return decision{}, fmt.Errorf("takes %d bytes as a command, at most %d: fewer rules, or shorter ones", size, limit)
+	}
+	revision, err := controlplane.Revision(p)
 	if err != nil {
 		return decision{}, err
 	}
-	if limit := opts.MaxCommandBytes; limit > 0 && len(data)+commandOverhead > limit {
-		return decision{}, fmt.Errorf("takes %d bytes as a command, at most %d: fewer rules, or shorter ones", len(data), limit)
-	}
-	sum := sha256.Sum256(data)
-	return decision{source: source, update: update, revision: "sha256:" + hex.EncodeToString(sum[:16])}, nil
+	return decision{source: source, policy: p, revision: revision}, nil
 }
 
 // commandOverhead is room for the id, the number and the revision around a policy.
-const commandOverhead = 256
+const commandOverhead = 1024

@@ -43,7 +43,7 @@ var table = map[string][]string{
 	"internal/reconciler":           {"policy", "internal/state", "internal/target"},
 	"internal/localapi":             {api, "policy", "internal/wire", "internal/state", "internal/target", "internal/events"},
 	"internal/controlclient":        {api, "policy", "internal/wire", "internal/state", "internal/target"},
-	"internal/folder":               {api, "policy", "internal/policyfile", "internal/wire", "internal/state", "internal/target"},
+	"internal/folder":               {"policy", "internal/policyfile", "internal/wire", "controlplane"},
 	"internal/cli":                  {api, "policy", "internal/policyfile", "internal/wire", "internal/config", "internal/run"},
 }
 
