@@ -15,6 +15,10 @@
 #define DNS_FLOW_TCP (120 * SECOND) /* since the workload's last packet */
 #define MACS 12 /* bytes: destination, source */
 #define PACKET_HOST 0 /* linux/if_packet.h */
+#define DNS_MAC                               \
+	{                                     \
+		0x02, 'N', 'F', 'D', 'N', 'S' \
+	} /* of the namespace's end of the veth */
 
 /*
  * Addresses for resolver configurations: nobody's, so that they lead along the
@@ -139,12 +143,28 @@ static __always_inline int dns_readdress(struct __sk_buff *skb, __u32 network,
 }
 
 /*
+ * dns_frame makes a packet that is on its way out one for the namespace's end of the
+ * veth: other than what is handed to its peer, it comes there as from a wire.
+ */
+static __always_inline int dns_frame(struct __sk_buff *skb, int headerless, int ipv4)
+{
+	struct ethhdr frame = {
+		.h_dest = DNS_MAC,
+		.h_proto = ipv4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6),
+	};
+
+	if (headerless && bpf_skb_change_head(skb, sizeof(frame), 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, 0, &frame, sizeof(frame), 0);
+}
+
+/*
  * dns_hand_over makes a query the listener's. Tags, options, extension headers
  * and fragments are no resolver's. The caller redirects to *ifindex.
  */
 static __always_inline enum reason dns_hand_over(struct __sk_buff *skb, __u64 identity,
-						 int headerless, const struct packet *p,
-						 __u32 *ifindex)
+						 int headerless, int ingress,
+						 const struct packet *p, __u32 *ifindex)
 {
 	__u32 network = headerless ? 0 : ETH_HLEN;
 	int ipv4 = is_ipv4(&p->src);
@@ -176,15 +196,17 @@ static __always_inline enum reason dns_hand_over(struct __sk_buff *skb, __u64 id
 	/* a bridge's port sees frames that are not for this host */
 	if (dns_readdress(skb, network, p, 0, &client) || bpf_skb_change_type(skb, PACKET_HOST))
 		return REASON_DNS;
+	if (!ingress && dns_frame(skb, headerless, ipv4))
+		return REASON_DNS;
 	return REASON_NONE;
 }
 
 /*
  * dns_lead_back makes the listener's answer that of the server that was asked,
- * and returns the interface that it belongs out of, or 0: everything else that
- * comes out of the namespace ends here.
+ * and returns the interface that it belongs out of, or, with BPF_F_INGRESS in
+ * *flags, into; or 0: everything else that comes out of the namespace ends here.
  */
-static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns)
+static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns, __u64 *flags)
 {
 	struct dns_flow_key key = {};
 	struct attachment *attachment;
@@ -209,10 +231,9 @@ static __always_inline __u32 dns_lead_back(struct __sk_buff *skb, __u64 netns)
 	    flow.protocol != p.protocol || flow.client_port != p.dst_port ||
 	    !same_address(&flow.server, &p.src))
 		return 0;
-	if (attachment->scope != netns ||
-	    (attachment->flags & (ATTACHMENT_INTERFACE | ATTACHMENT_EGRESS)) !=
-		    ATTACHMENT_INTERFACE)
+	if (attachment->scope != netns || !(attachment->flags & ATTACHMENT_INTERFACE))
 		return 0;
+	*flags = attachment->flags & ATTACHMENT_EGRESS ? BPF_F_INGRESS : 0;
 	__builtin_memcpy(macs, flow.macs + 6, 6);
 	__builtin_memcpy(macs + 6, flow.macs, 6);
 	if (dns_readdress(skb, ETH_HLEN, &p, 1, &flow.client))

@@ -115,7 +115,7 @@ static __always_inline enum reason interface_verdict(struct __sk_buff *skb, __u6
 	return leaves(identity, word, p);
 }
 
-/* Only what comes in can be handed to the DNS listener; what goes out is dropped instead. */
+/* Only what comes in can be handed to a veth's peer; what goes out is sent there. */
 static __always_inline int interface_outbound(struct __sk_buff *skb, int headerless, int ingress)
 {
 	__u64 identity = interface_identity(skb);
@@ -134,15 +134,15 @@ static __always_inline int interface_outbound(struct __sk_buff *skb, int headerl
 	} else {
 		reason = parse_whole(skb, headerless, &p);
 	}
-	if (identity && !reason && is_query(&p) &&
-	    (intercepts(word) || (ingress && is_nameserver(&p.dst))))
-		reason = ingress ? dns_hand_over(skb, identity, headerless, &p, &listener) :
-				   REASON_DNS;
+	if (identity && !reason && is_query(&p) && (intercepts(word) || is_nameserver(&p.dst)))
+		reason = dns_hand_over(skb, identity, headerless, ingress, &p, &listener);
 	else
 		reason = interface_verdict(skb, identity, word, headerless, reason, &p);
 	if (settle(identity, word, reason, skb->len, &p))
 		return TC_DROP;
-	return listener && !reason ? bpf_redirect_peer(listener, 0) : TC_PASS;
+	if (!listener || reason)
+		return TC_PASS;
+	return ingress ? bpf_redirect_peer(listener, 0) : bpf_redirect(listener, 0);
 }
 
 static __always_inline int is_exempt(struct __sk_buff *skb)
@@ -214,9 +214,10 @@ int nf_in_l3(struct __sk_buff *skb)
 SEC("tc")
 int nf_dns_return(struct __sk_buff *skb)
 {
-	__u32 ifindex = dns_lead_back(skb, netns_cookie(skb));
+	__u64 flags = 0;
+	__u32 ifindex = dns_lead_back(skb, netns_cookie(skb), &flags);
 
-	return ifindex ? bpf_redirect(ifindex, 0) : TC_DROP;
+	return ifindex ? bpf_redirect(ifindex, flags) : TC_DROP;
 }
 
 static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 identity, __u64 word,

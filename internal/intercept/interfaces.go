@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,6 +30,10 @@ var (
 	nextHop4 = netip.MustParseAddr("192.0.0.9")
 	nextHop6 = netip.MustParseAddr("fe80::9")
 )
+
+// insideMAC is where the programs of interfaces that are filtered on the way out
+// send queries; see bpf/dns_interface.h.
+var insideMAC = net.HardwareAddr("\x02NFDNS")
 
 // OpenInterfaces opens the sockets for the queries of interfaces, in a network
 // namespace of their own where every address is local. The namespace lives by
@@ -81,6 +86,7 @@ func addVeth(ns *os.File) (netlink.Link, error) {
 	attrs.Name = hostPrefix + hex.EncodeToString(unique[:])
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName = inside
+	veth.PeerHardwareAddr = insideMAC
 	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
 	if err := netlink.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("add veth: %w", err)

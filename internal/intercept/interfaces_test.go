@@ -3,6 +3,7 @@
 package intercept_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/intercept"
+	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/internal/testenv"
 )
 
@@ -20,13 +22,17 @@ var (
 	mappedKinds = []string{"udp-mapped", "connected-mapped", "tcp-mapped"}
 )
 
-// firewall has the host forward nothing, nor accept a source that it does not route.
-func firewall(t *testing.T, host *testenv.NS) {
+// firewall has the host let nothing in or through but what matches, nor accept a source that it does not route.
+func firewall(t *testing.T, host *testenv.NS, device, matches string) {
 	t.Helper()
-	host.Sysctl(t, "ipv4/conf/work0/rp_filter", "1")
+	host.Sysctl(t, "ipv4/conf/"+device+"/rp_filter", "1")
 	host.Sysctl(t, "ipv4/conf/all/rp_filter", "1")
 	t.Cleanup(func() { host.Sysctl(t, "ipv4/conf/all/rp_filter", "0") })
-	rules := "table inet closed { chain forward { type filter hook forward priority 0; policy drop; }; chain input { type filter hook input priority 0; policy drop; }; }"
+	rules := "table inet closed {"
+	for _, chain := range []string{"forward", "input"} {
+		rules += fmt.Sprintf("chain %s { type filter hook %s priority 0; policy drop; %s; };", chain, chain, matches)
+	}
+	rules += "}"
 	nft := exec.Command("nft", "-f", "-")
 	nft.Stdin = strings.NewReader(rules)
 	if out, err := nft.CombinedOutput(); err != nil {
@@ -61,12 +67,35 @@ func TestInterfaces(t *testing.T) {
 			answered(t, index, asked, ask(t, w.Workload, nil, asked...))
 			escaped(t, outside, w.Workload, nil)
 
-			firewall(t, host)
+			firewall(t, host, w.Link, "ct state invalid drop")
 			host.Sysctl(t, "ipv4/ip_forward", "0")
 			host.Sysctl(t, "ipv6/conf/all/forwarding", "0")
 			answered(t, index, asked, ask(t, w.Workload, nil, asked...))
 		})
 	}
+}
+
+// What leaves by a device that is filtered on the way out is intercepted as well, whether it is the host's own or routed
+// through it, and answers pass the host as those of the servers would.
+func TestInterfacesOnTheWayOut(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
+	host := testenv.Self(t)
+	w := testenv.NewWorld(t, host, testenv.VethDevice)
+	d := open(t)
+	up, err := target.ResolveInterface("up0", target.Egress, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, index := attach(t, d, up, everywhere())
+	outside := testenv.Observe(t, w.Outside, "eth0")
+	asked := append(questions(append(plainKinds, mappedKinds...), []string{"9.9.9.9", "198.51.100.9", "192.0.2.2"}),
+		questions(plainKinds, []string{"2620:fe::fe", "2001:db8:100::53", "2001:db8:2::2"})...)
+	unanswered(t, asked, ask(t, nil, nil, asked...), unix.EAGAIN, unix.EINPROGRESS, unix.EPERM, unix.ENOBUFS)
+	front(t, intercept.OpenInterfaces, d)
+	firewall(t, host, "up0", "ct state established accept; iif lo accept; meta l4proto ipv6-icmp accept; iif work0 accept")
+	answered(t, index, asked, ask(t, nil, nil, asked...))
+	answered(t, index, asked, ask(t, w.Workload, nil, asked...))
+	escaped(t, outside, nil, nil)
 }
 
 // linkLocal is the host's own address on the workload's link.

@@ -22,9 +22,6 @@ func (s *Server) warnings(a state.Attachment) []string {
 		list = append(list, fmt.Sprintf("%d processes of the cgroup are in another network namespace, where DNS is not answered yet: "+
 			"port 53 is denied to them (attach the host's end of their interface)", seen.Elsewhere))
 	}
-	if filtersDNS && a.Target.Direction == target.Egress {
-		list = append(list, "DNS of an egress attachment is not answered yet: port 53 is dropped")
-	}
 	return list
 }
 

@@ -3,7 +3,6 @@
 package localapi
 
 import (
-	"reflect"
 	"slices"
 	"testing"
 
@@ -12,30 +11,7 @@ import (
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/internal/state"
 	"github.com/netfence/netfence/internal/target"
-	"github.com/netfence/netfence/policy"
 )
-
-func TestWarningsAboutDNS(t *testing.T) {
-	egress := target.Target{Type: target.Interface, Name: "eth0", Direction: target.Egress}
-	ingress := target.Target{Type: target.Interface, Name: "eth0", Direction: target.Ingress}
-	dropped := []string{"DNS of an egress attachment is not answered yet: port 53 is dropped"}
-	for _, tt := range []struct {
-		name   string
-		target target.Target
-		policy policy.Policy
-		want   []string
-	}{
-		{"egress", egress, policy.Policy{Mode: policy.ModeAllowlist}, dropped},
-		{"egress, addresses not filtered", egress, policy.Policy{Mode: policy.ModeDisabled, DNS: policy.DNS{Mode: policy.DNSDenylist}}, dropped},
-		{"egress without DNS", egress, policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Mode: policy.DNSDisabled}}, nil},
-		{"egress, everything dropped anyway", egress, policy.Policy{}, nil},
-		{"ingress", ingress, policy.Policy{Mode: policy.ModeAllowlist}, nil},
-	} {
-		if got := new(Server).warnings(state.Attachment{Target: tt.target, Policy: &tt.policy}); !reflect.DeepEqual(got, tt.want) {
-			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
-		}
-	}
-}
 
 const (
 	capable   = "2 processes of the cgroup have CAP_NET_ADMIN, CAP_NET_RAW or CAP_BPF: tunnels and packet sockets of theirs pass the filter by (drop these capabilities)"

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -59,23 +60,33 @@ func TestOtherWaysToNames(t *testing.T) {
 	}
 }
 
-// TestEgressNames: an interface that is filtered where it leads out has no names yet. Queries are dropped, but for the
-// daemon's own, and attach says so.
+// TestEgressNames: an interface that is filtered where it leads out has names like any other, for the host's own
+// processes and for what is routed through it. The daemon's queries to its upstream leave by it as well.
 func TestEgressNames(t *testing.T) {
-	s := newNamed(t, testenv.VethDevice, testenv.Zone{Records: []string{"www.example. 60 IN A 203.0.113.1"}})
-	s.Policy(t, "names.yaml", "mode: allowlist\nallow: ["+alwaysAllowed+", "+public+"]\ndns: {allow: [www.example]}\n")
+	s := newNamed(t, testenv.VethDevice, testenv.Zone{Numbered: map[string][]netip.Prefix{"allowed.example.": matrixPrefixes}})
+	s.Policy(t, "names.yaml", allowing("*.allowed.example"))
 	s.Start(t)
-	r := s.Run(t, "attach", "--interface", uplink, "--direction", "egress")
-	if r.Code != 0 || r.Stderr == "" {
-		t.Errorf("attach: exit code %d, want 0 and a warning; stderr:\n%s", r.Code, r.Stderr)
+	if r := s.Run(t, "attach", "--interface", uplink, "--direction", "egress"); r.Code != 0 || r.Stderr != "" {
+		t.Errorf("attach: exit code %d, want 0 without a warning; stderr:\n%s", r.Code, r.Stderr)
 	}
-	s.attach(t, s.job)
-	for _, p := range []testenv.ProbeKind{testenv.UDPSendto, testenv.TCP} {
-		probe := testenv.Probe{Kind: p, To: netip.AddrPortFrom(netip.MustParseAddr(public), 53)}
-		if out := s.OnHost.Probe(t, probe); out.Answered {
-			t.Errorf("%s to port 53: %s", p, out)
+	n := 0
+	for _, p := range []place{{s.OnHost, "host", s.Host, nil, nil}, s.inside} {
+		for _, server := range []string{public, public6} {
+			for _, by := range []testenv.Resolver{testenv.Glibc, testenv.Musl, testenv.GoResolver, testenv.Dig} {
+				for _, overTCP := range []bool{false, true} {
+					if overTCP && by == testenv.Musl {
+						continue
+					}
+					n++
+					l := testenv.Lookup{By: by, Server: server, Name: fmt.Sprintf("n%d.allowed.example", n), IPv6: n%2 == 0, TCP: overTCP}
+					s.reaches(t, p, true, s.checkAnswer(t, l, s.look(t, p, l), n))
+				}
+			}
+			if a := s.look(t, p, testenv.Lookup{Server: server, Name: "another.example"}); a.Status != "NXDOMAIN" {
+				t.Errorf("%s asks %s for what no rule allows: %s", p.name, server, a)
+			}
 		}
+		s.reaches(t, p, false, "203.0.113.120", "2001:db8:200::120")
 	}
-	s.resolves(t, s.job, "www.example", "203.0.113.1") // asked by the daemon, through that device
 	s.nobodyElseAsked(t)
 }
