@@ -42,6 +42,10 @@ soak: ## the same tests with bigger numbers (root, hours)
 bench: ## all benchmarks, and one table of what is aimed at (root, 10 min)
 	go run ./bench
 
+.PHONY: bench-dns
+bench-dns: ## names, beside unbound, dnsdist and CoreDNS where they are installed (root, 20 min)
+	go run ./bench -dns
+
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME seconds for all together (180) and what building takes
 	scripts/fuzz $(FUZZTIME)

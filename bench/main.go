@@ -28,6 +28,14 @@ type run struct {
 	metrics bool   // show its line of metrics: it prints no table
 }
 
+// suite is what one command measures.
+type suite struct {
+	runs []run
+	rows []row
+}
+
+var suites = map[bool]suite{false: {runs, rows}, true: {nameRuns, nameRows}}
+
 var runs = []run{
 	{"A packet at an interface, the same each time", "BenchmarkPacket", "./internal/datapath", "1x", false},
 	{"The first packet to a destination", "BenchmarkFirst", "./internal/datapath", "1x", false},
@@ -46,16 +54,17 @@ var runs = []run{
 
 func main() {
 	only := flag.String("run", "", "only benchmarks whose title or name the `expression` matches")
+	names := flag.Bool("dns", false, "the benchmarks of names, beside other servers")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := bench(ctx, *only, os.Stdout); err != nil {
+	if err := suites[*names].bench(ctx, *only, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, only string, out io.Writer) error {
+func (s suite) bench(ctx context.Context, only string, out io.Writer) error {
 	wanted, err := regexp.Compile(only)
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
@@ -65,7 +74,7 @@ func bench(ctx context.Context, only string, out io.Writer) error {
 	}
 	measured := make(figures)
 	var failed []error
-	for _, r := range runs {
+	for _, r := range s.runs {
 		if !wanted.MatchString(r.title + " " + r.name) {
 			continue
 		}
@@ -77,7 +86,7 @@ func bench(ctx context.Context, only string, out io.Writer) error {
 			break
 		}
 	}
-	return errors.Join(append(failed, measured.report(out))...)
+	return errors.Join(append(failed, measured.report(s.rows, out))...)
 }
 
 func (r run) do(ctx context.Context, measured figures, out io.Writer) error {

@@ -37,7 +37,7 @@ func (f figures) take(line string) bool {
 }
 
 // report prints the rows.
-func (f figures) report(out io.Writer) error {
+func (f figures) report(rows []row, out io.Writer) error {
 	fmt.Fprint(out, "\n## What is aimed at, and what was measured here\n\n")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "what\treach\tmeasured\tbeside it")
@@ -102,6 +102,22 @@ func number(name string) part {
 			return fmt.Sprintf("%.0f", value), ok
 		}
 		return fmt.Sprintf("%.1f", value), ok
+	}
+}
+
+// rate is what happens a second.
+func rate(name string) part {
+	return func(f figures) (string, bool) {
+		value, ok := f[name]
+		return fmt.Sprintf("%.1fk/s", value/1000), ok
+	}
+}
+
+// ratio was computed by the benchmark, from what was measured side by side.
+func ratio(name string) part {
+	return func(f figures) (string, bool) {
+		value, ok := f[name]
+		return fmt.Sprintf("%.2f×", value), ok
 	}
 }
 

@@ -25,7 +25,7 @@ func TestReport(t *testing.T) {
 		}
 	}
 	var out strings.Builder
-	if err := f.report(&out); err != nil {
+	if err := f.report(rows, &out); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
@@ -39,5 +39,26 @@ func TestReport(t *testing.T) {
 	// Half a figure is none.
 	if strings.Contains(out.String(), "2.4 ms") {
 		t.Errorf("p50 without p99 in\n%s", &out)
+	}
+}
+
+func TestReportOfNames(t *testing.T) {
+	f := make(figures)
+	for _, line := range []string{
+		"BenchmarkNames-2 1 50000 uncached:Netfence:q/s 0.8 uncached:dnsdist:ratio 0.95 cached:through_a_cgroup:ratio",
+		"BenchmarkResolveThenSend-2 1 500000 iterations 0 dropped",
+	} {
+		if !f.take(line) {
+			t.Errorf("not taken: %s", line)
+		}
+	}
+	var out strings.Builder
+	if err := f.report(nameRows, &out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"50.0k/s", "dnsdist 0.80×", "unbound was not there", "0 of 500000"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, &out)
+		}
 	}
 }

@@ -50,12 +50,19 @@ var giveawayZone = testenv.Zone{Records: []string{
 }}
 
 // newNamed prepares everything but does not start the daemon; env is the daemon's.
-func newNamed(t *testing.T, device testenv.Device, z testenv.Zone, env ...string) *named {
+func newNamed(t testing.TB, device testenv.Device, z testenv.Zone, env ...string) *named {
+	t.Helper()
+	s := newUnserved(t, device, env...)
+	s.Upstream = testenv.ServeDNS(t, s.Outside, z, upstream)
+	return s
+}
+
+// newUnserved is newNamed where nobody answers at the upstream's address yet.
+func newUnserved(t testing.TB, device testenv.Device, env ...string) *named {
 	t.Helper()
 	s := newScene(t, device, append([]string{"NETFENCE_DNS_UPSTREAM=" + upstream}, env...)...)
 	n := &named{
-		scene:    s,
-		Upstream: testenv.ServeDNS(t, s.Outside, z, upstream),
+		scene: s,
 		Others: []*testenv.Nameserver{
 			testenv.ServeDNS(t, s.Outside, giveawayZone, public, public6),
 			testenv.ServeDNS(t, s.Host, giveawayZone, gateway, gateway6, localStub),
@@ -67,13 +74,13 @@ func newNamed(t *testing.T, device testenv.Device, z testenv.Zone, env ...string
 }
 
 // newJob starts a workload beside the daemon.
-func (s *named) newJob(t *testing.T, cg *testenv.Cgroup, name string) place {
+func (s *named) newJob(t testing.TB, cg *testenv.Cgroup, name string) place {
 	t.Helper()
 	return place{testenv.StartWorkload(t, s.Host, cg), name, s.Host, cg, []string{"--cgroup", cg.Path}}
 }
 
 // attach attaches the place.
-func (s *named) attach(t *testing.T, p place, args ...string) string {
+func (s *named) attach(t testing.TB, p place, args ...string) string {
 	t.Helper()
 	return s.Attach(t, append(slices.Clone(p.target), args...)...)
 }
@@ -101,13 +108,13 @@ func quoted(names []string) string {
 }
 
 // dig asks for the A records of a name.
-func (s *named) dig(t *testing.T, p place, name string) testenv.Answer {
+func (s *named) dig(t testing.TB, p place, name string) testenv.Answer {
 	t.Helper()
 	return s.look(t, p, testenv.Lookup{Name: name})
 }
 
 // look asks dig, and the public resolver, unless the lookup says otherwise.
-func (s *named) look(t *testing.T, p place, l testenv.Lookup) testenv.Answer {
+func (s *named) look(t testing.TB, p place, l testenv.Lookup) testenv.Answer {
 	t.Helper()
 	if l.By == "" {
 		l.By = testenv.Dig
@@ -119,7 +126,7 @@ func (s *named) look(t *testing.T, p place, l testenv.Lookup) testenv.Answer {
 }
 
 // resolves shows that the name has exactly the addresses for the place.
-func (s *named) resolves(t *testing.T, p place, name string, addrs ...string) {
+func (s *named) resolves(t testing.TB, p place, name string, addrs ...string) {
 	t.Helper()
 	if a := s.dig(t, p, name); !sameAddrs(a.Addrs, addrs...) {
 		t.Fatalf("%s: %s is %v, want %v:\n%s", p.name, name, a.Addrs, addrs, a)
@@ -138,7 +145,7 @@ func sameAddrs(got []netip.Addr, want ...string) bool {
 }
 
 // restart starts the daemon again and waits until it answers for the place, which may be a moment after it is ready.
-func (s *named) restart(t *testing.T, places ...place) {
+func (s *named) restart(t testing.TB, places ...place) {
 	t.Helper()
 	s.Start(t)
 	for _, p := range places {
@@ -149,7 +156,7 @@ func (s *named) restart(t *testing.T, places ...place) {
 }
 
 // lookAll asks everything, a few at a time, and returns the answers in order.
-func (s *named) lookAll(t *testing.T, p place, lookups []testenv.Lookup) []testenv.Answer {
+func (s *named) lookAll(t testing.TB, p place, lookups []testenv.Lookup) []testenv.Answer {
 	t.Helper()
 	answers := make([]testenv.Answer, len(lookups))
 	var group errgroup.Group
@@ -176,13 +183,13 @@ func to(pass bool, addrs ...string) []row {
 }
 
 // reaches shows that the place can send to the addresses, or that it can not.
-func (s *named) reaches(t *testing.T, p place, pass bool, addrs ...string) {
+func (s *named) reaches(t testing.TB, p place, pass bool, addrs ...string) {
 	t.Helper()
 	s.check(t, p.Workload, to(pass, addrs...), nil)
 }
 
 // nobodyElseAsked shows that no query went anywhere but from the daemon to its upstream.
-func (s *named) nobodyElseAsked(t *testing.T) {
+func (s *named) nobodyElseAsked(t testing.TB) {
 	t.Helper()
 	for _, other := range s.Others {
 		if n := other.Asked(nil); n != 0 {
@@ -198,7 +205,7 @@ func (s *named) nobodyElseAsked(t *testing.T) {
 }
 
 // learned returns what policy show lists: the names of each address.
-func (s *named) learned(t *testing.T, id string) map[string][]string {
+func (s *named) learned(t testing.TB, id string) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
 	for _, l := range s.Show(t, id).Learned {
@@ -208,7 +215,7 @@ func (s *named) learned(t *testing.T, id string) map[string][]string {
 }
 
 // domainsInForce waits until the policy allows and denies that many names.
-func (s *named) domainsInForce(t *testing.T, id string, allow, deny int) {
+func (s *named) domainsInForce(t testing.TB, id string, allow, deny int) {
 	t.Helper()
 	testenv.Eventually(t, "names in force", func() bool {
 		dns := s.Show(t, id).Policy.DNS
@@ -217,7 +224,7 @@ func (s *named) domainsInForce(t *testing.T, id string, allow, deny int) {
 }
 
 // opens reports whether a new connection of the place to the address comes about at once.
-func (s *named) opens(t *testing.T, p place, addr string) bool {
+func (s *named) opens(t testing.TB, p place, addr string) bool {
 	t.Helper()
 	probe := testenv.Probe{Kind: testenv.TCP, To: netip.AddrPortFrom(netip.MustParseAddr(addr), echoPort), Wait: 50 * time.Millisecond}
 	return p.Probe(t, probe).Answered

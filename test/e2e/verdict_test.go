@@ -79,7 +79,7 @@ func silent(_ testenv.Probe, out testenv.Outcome) bool { return out.Errno == 0 }
 const protocolOfRaw = 132
 
 // check tries every row from w. What must not pass is counted after something that was sent later has arrived.
-func (s *scene) check(t *testing.T, w *testenv.Workload, rows []row, how refusal) {
+func (s *scene) check(t testing.TB, w *testenv.Workload, rows []row, how refusal) {
 	t.Helper()
 	type dropped struct {
 		row   row

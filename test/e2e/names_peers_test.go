@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/testenv"
+)
+
+// peer is another server that forwards to the same upstream, with what its manual advises for two processors.
+type peer struct {
+	name    string
+	port    uint16
+	program string
+	args    func(dir string) []string
+	conf    string // in dir/conf; %[1]d is the port, %[2]s the upstream
+}
+
+// peers answer names below cached.example from their cache, and forward those below fresh.example. CoreDNS is built from
+// bench/coredns.
+var peers = []peer{
+	{"unbound", 5301, "unbound", func(dir string) []string { return []string{"-d", "-c", filepath.Join(dir, "conf")} }, `
+server:
+	interface: 127.0.0.1@%[1]d
+	port: %[1]d
+	num-threads: 2
+	so-reuseport: yes
+	outgoing-range: 8192
+	num-queries-per-thread: 4096
+	msg-cache-slabs: 2
+	rrset-cache-slabs: 2
+	infra-cache-slabs: 2
+	key-cache-slabs: 2
+	so-rcvbuf: 4m
+	module-config: "iterator"
+	chroot: ""
+	username: ""
+	pidfile: ""
+	use-syslog: no
+	logfile: ""
+	do-daemonize: no
+remote-control:
+	control-enable: no
+forward-zone:
+	name: "."
+	forward-addr: %[2]s
+`},
+	{"dnsdist", 5302, "dnsdist", func(dir string) []string {
+		return []string{"--supervised", "--disable-syslog", "-C", filepath.Join(dir, "conf")}
+	}, `
+addLocal("127.0.0.1:%[1]d", {reusePort=true})
+addLocal("127.0.0.1:%[1]d", {reusePort=true})
+newServer({address="%[2]s:53", sockets=8, checkName="n0.cached.example."})
+newServer({address="%[2]s:53", sockets=8, checkName="n0.cached.example.", pool="cached"})
+getPool("cached"):setCache(newPacketCache(100000))
+addAction(makeRule("cached.example."), PoolAction("cached"))
+setSecurityPollSuffix("")
+`},
+	{"CoreDNS", 5303, filepath.Join(os.TempDir(), "netfence-coredns"), func(dir string) []string { return []string{"-conf", filepath.Join(dir, "conf"), "-quiet"} }, `
+cached.example:%[1]d {
+	bind 127.0.0.1
+	cache
+	forward . %[2]s
+}
+fresh.example:%[1]d {
+	bind 127.0.0.1
+	forward . %[2]s
+}
+`},
+}
+
+// start starts the peer beside the daemon; why not, if it is not to be had on this machine.
+func (p peer) start(t testing.TB, ns *testenv.NS) (why error) {
+	t.Helper()
+	if p.name == "CoreDNS" {
+		build := exec.Command("go", "build", "-o", p.program, ".")
+		build.Dir = filepath.Join("..", "..", "bench", "coredns")
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("go build: %v: %s", err, strings.TrimSpace(string(out)))
+		}
+		defer os.Remove(p.program) // it runs on
+	}
+	if _, err := exec.LookPath(p.program); err != nil {
+		return err
+	}
+	dir := t.TempDir()
+	conf := fmt.Sprintf(p.conf, p.port, upstream)
+	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(p.program, p.args(dir)...)
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	testenv.Start(t, cmd, ns, nil)
+	query := new(dns.Msg).SetQuestion("n0.cached.example.", dns.TypeA)
+	deadline := time.Now().Add(testenv.Patience)
+	for {
+		var reply *dns.Msg
+		var err error
+		ns.Do(func() {
+			client := dns.Client{Timeout: 100 * time.Millisecond}
+			reply, _, err = client.Exchange(query, p.at().String())
+		})
+		if err == nil && len(reply.Answer) == 1 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not answer: %v, %v: %s", p.name, err, reply, &said)
+		}
+	}
+}
+
+func (p peer) at() netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.port)
+}
