@@ -40,6 +40,8 @@ type Lookup struct {
 	Name   string
 	IPv6   bool // asks for AAAA, else A
 	TCP    bool
+	// Conf is all of its /etc/resolv.conf, instead of Server and TCP, and the name is as a user types it.
+	Conf string
 	// What only dig can: another type ("HTTPS"), another port than 53, and from where.
 	Type string
 	Port uint16
@@ -49,6 +51,9 @@ type Lookup struct {
 }
 
 func (l Lookup) String() string {
+	if l.Conf != "" {
+		return fmt.Sprintf("%s asks for %s by %q", l.By, l.Name, l.Conf)
+	}
 	s := fmt.Sprintf("%s asks %s for %s", l.By, l.Server, l.Name)
 	if l.TCP {
 		s += " over TCP"
@@ -108,6 +113,9 @@ func MustResolve(t TB, ns *NS, cg *Cgroup, l Lookup) Answer {
 func (l Lookup) seconds() string { return strconv.Itoa(max(1, int(l.Wait/time.Second))) }
 
 func (l Lookup) resolvConf() string {
+	if l.Conf != "" {
+		return l.Conf + "options attempts:1 timeout:" + l.seconds() + "\n"
+	}
 	options := "options attempts:1 timeout:" + l.seconds()
 	if l.TCP {
 		options += " use-vc"
@@ -125,8 +133,15 @@ func (l Lookup) command() ([]string, error) {
 		program, err := getaddrinfo(l.By)
 		return []string{program, family, l.Name}, err
 	case GoResolver:
-		return []string{string(GoResolver), family, l.Name}, nil
+		name := l.Name
+		if l.Conf == "" {
+			name += "." // or Go asks for the name below the machine's own domain as well
+		}
+		return []string{string(GoResolver), family, name}, nil
 	case Dig:
+		if l.Conf != "" {
+			return []string{"dig", l.Name, qtype, "+search"}, nil
+		}
 		args := []string{"dig", "@" + l.Server, l.Name, qtype, "+tries=1", "+time=" + l.seconds()}
 		if l.Type != "" {
 			args[3] = l.Type
@@ -142,7 +157,11 @@ func (l Lookup) command() ([]string, error) {
 		}
 		return args, nil
 	case Nslookup:
-		return []string{"busybox", "nslookup", "-type=" + qtype, l.Name, l.Server}, nil
+		args := []string{"busybox", "nslookup", "-type=" + qtype, l.Name}
+		if l.Conf == "" {
+			args = append(args, l.Server)
+		}
+		return args, nil
 	}
 	return nil, fmt.Errorf("unknown resolver %q", l.By)
 }
@@ -204,8 +223,7 @@ var inResolvConf = NewFunc("in-resolv-conf", func(args []string) error {
 // goLookup says what getaddrinfo.c says.
 func goLookup(family, name string) error {
 	resolver := net.Resolver{PreferGo: true}
-	// Rooted, or Go asks for the name below the machine's own domain as well.
-	addrs, err := resolver.LookupNetIP(context.Background(), "ip"+family, name+".")
+	addrs, err := resolver.LookupNetIP(context.Background(), "ip"+family, name)
 	var failed *net.DNSError
 	switch {
 	case errors.As(err, &failed) && failed.IsNotFound:

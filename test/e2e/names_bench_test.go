@@ -82,7 +82,7 @@ func benchNames(b *testing.B) {
 			fmt.Printf("%s is not compared: %v\n", p.name, err)
 			continue
 		}
-		all = append(all, asked{p.name, s.Host, nil, p.at()})
+		all = append(all, asked{p.name, s.Host, nil, p.at})
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "load\tserver\tqueries/s\tof Netfence's\tp50\tp99\tlost")

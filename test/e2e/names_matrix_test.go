@@ -117,6 +117,19 @@ func fewOf(lookups []testenv.Lookup, number int, wait time.Duration) []testenv.L
 // checkAnswer shows that the answer is the upstream's, and comes from whom was asked. It returns the address.
 func (s *named) checkAnswer(t *testing.T, l testenv.Lookup, a testenv.Answer, number int) string {
 	t.Helper()
+	want := s.checkNumbered(t, l, a, number)
+	if l.By == testenv.Dig && !strings.Contains(a.Text, fmt.Sprintf("SERVER: %s#53", l.Server)) || strings.Contains(a.Text, "unexpected source") {
+		t.Errorf("%s: the answer is from another:\n%s", l, a)
+	}
+	if s.Upstream.AskedFor(l.Name) == 0 {
+		t.Errorf("%s: the upstream was not asked", l)
+	}
+	return want
+}
+
+// checkNumbered shows that the answer is the address of a numbered name, and returns it.
+func (s *named) checkNumbered(t *testing.T, l testenv.Lookup, a testenv.Answer, number int) string {
+	t.Helper()
 	prefix := matrixPrefixes[0]
 	if l.IPv6 {
 		prefix = matrixPrefixes[1]
@@ -124,12 +137,6 @@ func (s *named) checkAnswer(t *testing.T, l testenv.Lookup, a testenv.Answer, nu
 	want := testenv.NumberedAddr(prefix, number).String()
 	if !sameAddrs(a.Addrs, want) {
 		t.Errorf("%s: %v, want %s:\n%s", l, a.Addrs, want, a)
-	}
-	if l.By == testenv.Dig && !strings.Contains(a.Text, fmt.Sprintf("SERVER: %s#53", l.Server)) || strings.Contains(a.Text, "unexpected source") {
-		t.Errorf("%s: the answer is from another:\n%s", l, a)
-	}
-	if s.Upstream.AskedFor(l.Name) == 0 {
-		t.Errorf("%s: the upstream was not asked", l)
 	}
 	return want
 }

@@ -20,19 +20,19 @@ import (
 // peer is another server that forwards to the same upstream, with what its manual advises for two processors.
 type peer struct {
 	name    string
-	port    uint16
+	at      netip.AddrPort
 	program string
 	args    func(dir string) []string
-	conf    string // in dir/conf; %[1]d is the port, %[2]s the upstream
+	conf    string // in dir/conf; %[1]s:%[2]d is at, %[3]s the upstream
 }
 
 // peers answer names below cached.example from their cache, and forward those below fresh.example. CoreDNS is built from
 // bench/coredns.
 var peers = []peer{
-	{"unbound", 5301, "unbound", func(dir string) []string { return []string{"-d", "-c", filepath.Join(dir, "conf")} }, `
+	{"unbound", netip.MustParseAddrPort("127.0.0.1:5301"), "unbound", func(dir string) []string { return []string{"-d", "-c", filepath.Join(dir, "conf")} }, `
 server:
-	interface: 127.0.0.1@%[1]d
-	port: %[1]d
+	interface: %[1]s@%[2]d
+	port: %[2]d
 	num-threads: 2
 	so-reuseport: yes
 	outgoing-range: 8192
@@ -53,28 +53,28 @@ remote-control:
 	control-enable: no
 forward-zone:
 	name: "."
-	forward-addr: %[2]s
+	forward-addr: %[3]s
 `},
-	{"dnsdist", 5302, "dnsdist", func(dir string) []string {
+	{"dnsdist", netip.MustParseAddrPort("127.0.0.1:5302"), "dnsdist", func(dir string) []string {
 		return []string{"--supervised", "--disable-syslog", "-C", filepath.Join(dir, "conf")}
 	}, `
-addLocal("127.0.0.1:%[1]d", {reusePort=true})
-addLocal("127.0.0.1:%[1]d", {reusePort=true})
-newServer({address="%[2]s:53", sockets=8, checkName="n0.cached.example."})
-newServer({address="%[2]s:53", sockets=8, checkName="n0.cached.example.", pool="cached"})
+addLocal("%[1]s:%[2]d", {reusePort=true})
+addLocal("%[1]s:%[2]d", {reusePort=true})
+newServer({address="%[3]s:53", sockets=8, checkName="n0.cached.example."})
+newServer({address="%[3]s:53", sockets=8, checkName="n0.cached.example.", pool="cached"})
 getPool("cached"):setCache(newPacketCache(100000))
 addAction(makeRule("cached.example."), PoolAction("cached"))
 setSecurityPollSuffix("")
 `},
-	{"CoreDNS", 5303, filepath.Join(os.TempDir(), "netfence-coredns"), func(dir string) []string { return []string{"-conf", filepath.Join(dir, "conf"), "-quiet"} }, `
-cached.example:%[1]d {
-	bind 127.0.0.1
+	{"CoreDNS", netip.MustParseAddrPort("127.0.0.1:5303"), filepath.Join(os.TempDir(), "netfence-coredns"), func(dir string) []string { return []string{"-conf", filepath.Join(dir, "conf"), "-quiet"} }, `
+cached.example:%[2]d {
+	bind %[1]s
 	cache
-	forward . %[2]s
+	forward . %[3]s
 }
-fresh.example:%[1]d {
-	bind 127.0.0.1
-	forward . %[2]s
+fresh.example:%[2]d {
+	bind %[1]s
+	forward . %[3]s
 }
 `},
 }
@@ -93,8 +93,15 @@ func (p peer) start(t testing.TB, ns *testenv.NS) (why error) {
 	if _, err := exec.LookPath(p.program); err != nil {
 		return err
 	}
+	p.run(t, ns, upstream)
+	return nil
+}
+
+// run starts the program in the namespace, and waits until it answers.
+func (p peer) run(t testing.TB, ns *testenv.NS, upstream string) {
+	t.Helper()
 	dir := t.TempDir()
-	conf := fmt.Sprintf(p.conf, p.port, upstream)
+	conf := fmt.Sprintf(p.conf, p.at.Addr(), p.at.Port(), upstream)
 	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -109,17 +116,13 @@ func (p peer) start(t testing.TB, ns *testenv.NS) (why error) {
 		var err error
 		ns.Do(func() {
 			client := dns.Client{Timeout: 100 * time.Millisecond}
-			reply, _, err = client.Exchange(query, p.at().String())
+			reply, _, err = client.Exchange(query, p.at.String())
 		})
-		if err == nil && len(reply.Answer) == 1 {
-			return nil
+		if err == nil && reply.Rcode != dns.RcodeServerFailure {
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%s does not answer: %v, %v: %s", p.name, err, reply, &said)
 		}
 	}
-}
-
-func (p peer) at() netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p.port)
 }
