@@ -69,6 +69,7 @@ func TestVanishedTarget(t *testing.T) {
 				start := testenv.Monotonic()
 				if dead {
 					s.Start(t)
+					start = testenv.Monotonic() // from when there is somebody to notice
 					p.Synced(t)
 				}
 				gone := Await(t, p, (*netfencev1.DaemonEvent).GetUnsubscribed)
