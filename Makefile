@@ -32,7 +32,7 @@ test-clsact: ## the tests of interfaces, held by clsact as before Linux 6.6 (roo
 .PHONY: test-vm
 test-vm: ## Debian 12's kernel, and a microVM as the workload, in qemu without KVM (root)
 	scripts/vm-kernel bin/vm-kernel
-	NETFENCE_VM_KERNEL=$(CURDIR)/bin/vm-kernel go test -count=1 -timeout=90m -tags=vm -v ./test/vm
+	NETFENCE_VM_KERNEL=$(CURDIR)/bin/vm-kernel go test -count=1 -timeout=60m -parallel=2 -tags=vm -v ./test/vm
 
 .PHONY: soak
 soak: ## the same tests with bigger numbers (root, hours)

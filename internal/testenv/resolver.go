@@ -130,7 +130,7 @@ func (l Lookup) command() ([]string, error) {
 	}
 	switch l.By {
 	case Glibc, Musl:
-		program, err := getaddrinfo(l.By)
+		program, err := Getaddrinfo(l.By)
 		return []string{program, family, l.Name}, err
 	case GoResolver:
 		name := l.Name

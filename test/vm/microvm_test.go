@@ -68,10 +68,10 @@ func newGuest(t *testing.T) *guest {
 	g := &guest{
 		world: w, Daemon: harness.New(t, host, "NETFENCE_DNS_UPSTREAM="+upstream), arrived: testenv.Observe(t, w.Outside, "eth0"),
 	}
-	g.machine = m.boot(t, host, order.Order{
+	g.machine = m.boot(t, host, hostTime, order.Order{
 		Network: &order.Network{Addrs: guestAddrs, Gateways: []netip.Addr{hostAddrs[0].Addr(), hostAddrs[1].Addr()}},
 		Obey:    true,
-	}, "-M", "microvm,acpi=on,pit=on,pic=on,rtc=on", "-accel", "tcg", "-m", "256",
+	}, "-m", "256",
 		"-netdev", "tap,id=net,ifname="+tap+",script=no,downscript=no", "-device", "virtio-net-device,netdev=net,mac="+guestMAC)
 	g.Policy(t, "guests.yaml", microPolicy)
 	g.Start(t)
