@@ -11,27 +11,13 @@ import (
 	"slices"
 )
 
-// UnsupportedError names a part of a policy that is understood, but that
-// nothing puts in force yet. Accepting it would promise what does not happen.
-type UnsupportedError struct{ Field string }
-
-func (e *UnsupportedError) Error() string {
-	return e.Field + ": not supported yet (leave it out)"
-}
-
 // Compile is CompileWith without a guard.
 func (p *Policy) Compile() (*Compiled, error) { return p.CompileWith(nil) }
 
 // CompileWith makes the form that the kernel holds, with guard (nil: none)
 // above the policy. Both must be valid. A prefix to which more than MaxChain
-// clauses apply is an [*InvalidError], a part that has no effect yet an
-// [*UnsupportedError].
+// clauses apply is an [*InvalidError].
 func (p *Policy) CompileWith(guard *Guard) (*Compiled, error) {
-	for i, z := range p.DNS.Forward {
-		if z.Original {
-			return nil, &UnsupportedError{fmt.Sprintf("dns.forward[%d].original", i)}
-		}
-	}
 	c := &Compiled{Mode: p.Mode, Audit: p.Audit, Names: p.names(guard), Rulebook: Rulebook{p, guard}}
 	t := compiler{guardAllow: guard.list(Allow), guardDeny: guard.list(Deny), sources: p.Source}
 	switch p.Mode {

@@ -49,18 +49,6 @@ func TestCompileSettings(t *testing.T) {
 	}
 }
 
-func TestCompileUnsupported(t *testing.T) {
-	server := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
-	for field, p := range map[string]*Policy{
-		"dns.forward[1].original": {DNS: DNS{Forward: []ZoneForward{{Zone: "corp", To: server}, {Zone: "lan", Original: true}}}},
-	} {
-		var unsupported *UnsupportedError
-		if _, err := p.Compile(); !errors.As(err, &unsupported) || unsupported.Field != field {
-			t.Errorf("%s: %v", field, err)
-		}
-	}
-}
-
 // TestCompileTable pins the layout that the kernel walks.
 func TestCompileTable(t *testing.T) {
 	p := &Policy{

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Names is what a policy says about names, as a resolver holds it: the part of
@@ -146,6 +147,20 @@ func (n *Names) Covers(addr netip.Addr) bool {
 	}
 	_, covered := covers(n.static.Allow, n.static.Deny, addr)
 	return covered
+}
+
+// Reaches reports whether the static rules and the mode would let a query pass to
+// a server over UDP, at a time of the boot clock. In audit that is all that the
+// guard does not deny.
+func (n *Names) Reaches(server netip.AddrPort, boot time.Duration) bool {
+	if n.static == nil || n.Closed {
+		return false
+	}
+	p := n.static
+	if n.Audit {
+		p = &Policy{Mode: ModeDisabled}
+	}
+	return p.DecideWith(n.guard, Flow{Addr: server.Addr(), Protocol: UDP, Port: server.Port()}, boot).Action == Allow
 }
 
 // covers reports whether the rules speak of an address, and whether the nearest

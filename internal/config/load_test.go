@@ -229,7 +229,6 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "dns: {max_flow: 24h/0s}", want: "dns.max_flow: 0s is not between 1s and 720h0m0s"},
 		{file: "dns: {refuse_with: default}", want: "dns.refuse_with: this is where the default is set (nxdomain or refused)"},
 		{file: "dns: {refuse_with: servfail}", want: `refuse_with "servfail": unknown`},
-		{file: "dns: {forward: [{zone: corp, to: original}]}", want: "dns.forward: zone corp: original is not supported yet"},
 		{file: "metrics: {listen: 9100}", want: `"9100" is neither off nor host:port`},
 		{file: "a: 1\n---\nb: 2", want: "more than one YAML document"},
 		{file: "[]", want: "line 1: the file is not a mapping"},

@@ -4,7 +4,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
 
 	"go.yaml.in/yaml/v3"
 
@@ -79,11 +78,6 @@ func setForward(c *Config, v value) error {
 	p, err := value{node: node}.policy()
 	if err != nil {
 		return err
-	}
-	for _, zone := range p.DNS.Forward {
-		if zone.Original {
-			return fmt.Errorf("zone %s: original is not supported yet: its queries would not be answered (give the servers' addresses)", zone.Zone)
-		}
 	}
 	c.DNS.Forward = p.DNS.Forward
 	return nil

@@ -73,7 +73,7 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		s.note(q, chain, r, discovery+" is answered here")
 		return q.negative(dns.RcodeSuccess), nil
 	}
-	m, failed := s.ask(ctx, q, r, chain, known)
+	m, failed := s.find(ctx, q, r, chain, known)
 	if failed != nil {
 		s.note(q, chain, r, failed.text+colon(failed.detail))
 		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
@@ -97,9 +97,9 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 	return s.teach(q, chain, r, m, f, last)
 }
 
-// ask returns the answer of the control plane, or of an upstream. It is the
+// find returns the answer of the control plane, or of an upstream. It is the
 // caller's to change.
-func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) (*dns.Msg, *failure) {
+func (s *Server) find(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) (*dns.Msg, *failure) {
 	if r.given {
 		return r.givenAnswer(q), nil
 	}
@@ -108,7 +108,7 @@ func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.
 		return nil, &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
 	}
 	if whom := fmt.Sprint(servers); known.servers != whom {
-		m, wire, failed := s.exchange(ctx, servers, request{
+		wire, failed := s.exchange(ctx, servers, &request{
 			Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
 			do:       q.do(), ad: q.msg.AuthenticatedData,
 			// What opens the filter is checked whether or not the client wants it.
@@ -118,13 +118,32 @@ func (s *Server) ask(ctx context.Context, q *query, r *ruling, chain []datapath.
 			return nil, failed
 		}
 		*known = asked{servers: whom, wire: wire}
-		return m, nil
 	}
 	m, err := unpack(known.wire)
 	if err != nil {
 		return nil, &failure{code: dns.ExtendedErrorCodeInvalidData, text: "the upstream's answer does not parse"}
 	}
 	return m, nil
+}
+
+// exchange asks, and waits for the answer.
+func (s *Server) exchange(ctx context.Context, servers []netip.AddrPort, r *request) ([]byte, *failure) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(s.Timeout)
+	}
+	type found struct {
+		wire   []byte
+		failed *failure
+	}
+	done := make(chan found, 1)
+	s.ask(servers, r, deadline, func(wire []byte, failed *failure) { done <- found{wire, failed} })
+	select {
+	case f := <-done:
+		return f.wire, f.failed
+	case <-ctx.Done():
+		return nil, &failure{code: dns.ExtendedErrorCodeNoReachableAuthority, text: "upstream: " + errTimeout.Error(), timeout: true}
+	}
 }
 
 // teach has the kernel learn the addresses of an answer, and only then makes

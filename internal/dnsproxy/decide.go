@@ -191,6 +191,7 @@ func (r *ruling) givenAnswer(q *query) *dns.Msg {
 // none does) the innermost that says so, else the daemon's. A zone goes before
 // servers for everything.
 func (s *Server) servers(q *query, r *ruling, chain []datapath.Member) ([]netip.AddrPort, error) {
+	around := chain
 	if len(r.voices) > 0 {
 		chain = nil
 		for _, v := range r.voices {
@@ -199,11 +200,11 @@ func (s *Server) servers(q *query, r *ruling, chain []datapath.Member) ([]netip.
 	}
 	for _, m := range chain {
 		if z := zoneOf(q.name, m.Names.Forward); z != nil {
-			return s.forward(z)
+			return s.forward(z, q, around)
 		}
 	}
 	if z := zoneOf(q.name, s.Forward); z != nil {
-		return s.forward(z)
+		return s.forward(z, q, around)
 	}
 	for _, m := range chain {
 		if len(m.Names.Upstreams) > 0 {
@@ -228,11 +229,32 @@ func zoneOf(name string, zones []policy.ZoneForward) *policy.ZoneForward {
 	return best
 }
 
-func (s *Server) forward(z *policy.ZoneForward) ([]netip.AddrPort, error) {
-	if z.Original || len(z.To) == 0 {
-		return nil, fmt.Errorf("zone %s is forwarded to the original server, which is not supported yet (give its addresses)", z.Zone)
+func (s *Server) forward(z *policy.ZoneForward, q *query, chain []datapath.Member) ([]netip.AddrPort, error) {
+	if !z.Original {
+		return s.reachable(z.To)
 	}
-	return s.reachable(z.To)
+	return s.original(z, q, chain)
+}
+
+// original is the server that the workload asked. Since that is the workload's
+// choice, and what it answers opens the filter, it is asked only where every
+// member would let the workload ask it by itself: nobody is reached, and nothing
+// is told to anybody, by way of this host that could not be without.
+func (s *Server) original(z *policy.ZoneForward, q *query, chain []datapath.Member) ([]netip.AddrPort, error) {
+	servers, err := s.reachable([]netip.AddrPort{q.peer.Server})
+	if err != nil {
+		return nil, fmt.Errorf("zone %s is forwarded to the server that the workload asked, which is not known (give the zone's servers)", z.Zone)
+	}
+	now, err := datapath.BootClock()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range chain {
+		if !m.Names.Reaches(q.peer.Server, now) {
+			return nil, fmt.Errorf("zone %s is forwarded to the server that the workload asked, %v, which its rules do not allow (allow %v/udp)", z.Zone, q.peer.Server.Addr(), q.peer.Server)
+		}
+	}
+	return servers, nil
 }
 
 // reachable leaves out the servers that are this one.
@@ -240,7 +262,7 @@ func (s *Server) reachable(servers []netip.AddrPort) ([]netip.AddrPort, error) {
 	var left []netip.AddrPort
 	for _, server := range servers {
 		addr := server.Addr().Unmap().WithZone("")
-		if server.Port() != 0 && !slices.ContainsFunc(s.Avoid, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		if server.IsValid() && server.Port() != 0 && !slices.ContainsFunc(s.Avoid, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 			left = append(left, server)
 		}
 	}

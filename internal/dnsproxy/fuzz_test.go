@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -114,21 +115,21 @@ func FuzzQuery(f *testing.F) {
 	p.DNS.Deny = rules("evil.good.example")
 	f.Fuzz(func(t *testing.T, in []byte, stream bool) {
 		w := bare(t, nil, p)
-		w.exchange = func(_ context.Context, _ []netip.AddrPort, r request) (*dns.Msg, []byte, *failure) {
+		w.Server.ask = func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
 			if r.Name != "good.example." && !strings.HasSuffix(r.Name, ".good.example.") || r.Name == "evil.good.example." ||
 				strings.Contains(r.Name, `\`) || r.Name != strings.ToLower(r.Name) || r.Qclass != dns.ClassINET ||
 				r.Qtype == dns.TypeANY || r.Qtype == dns.TypeAXFR {
 				t.Errorf("%x went upstream as %v", in, r.Question)
 			}
-			query, err := r.message(true, false)
+			query, err := r.message(nil, true, false)
 			if err != nil {
 				t.Fatal(err)
 			}
 			// The name that was judged is the name in the packet.
-			if asked, _, ok := question(packed(t, query)); !ok || asked != r.Question {
-				t.Errorf("%v is sent as %v", r.Question, asked)
+			if sent, err := unpack(query); err != nil || len(sent.Question) != 1 || sent.Question[0] != r.Question {
+				t.Errorf("%v is sent as %v", r.Question, sent)
 			}
-			return answering(t, dns.RcodeSuccess, "$ 60 A 192.0.2.1", "$ 60 A 10.0.0.1")(context.Background(), nil, r)
+			answering(t, dns.RcodeSuccess, "$ 60 A 192.0.2.1", "$ 60 A 10.0.0.1")(nil, r, time.Time{}, done)
 		}
 		limit := ednsBytes
 		if stream {
@@ -151,17 +152,15 @@ func FuzzAnswer(f *testing.F) {
 		{"$ 60 IN RRSIG A 8 2 60 20300101000000 20200101000000 1 example. AAAA"},
 	} {
 		for do := range 2 {
-			_, wire, _ := answering(f, dns.RcodeSuccess, lines...)(context.Background(), nil, request{Question: dns.Question{Name: "a.example.", Qtype: types[i%len(types)], Qclass: dns.ClassINET}})
-			f.Add(wire, uint8(i), do == 1)
+			f.Add(answerTo(f, &request{Question: dns.Question{Name: "a.example.", Qtype: types[i%len(types)], Qclass: dns.ClassINET}}, lines...), uint8(i), do == 1)
 		}
 	}
 	policies := []policy.Policy{allowlist("a.example"), denylist("evil.example")}
 	f.Fuzz(func(t *testing.T, wire []byte, which uint8, do bool) {
-		m, err := unpack(wire)
-		if err != nil {
+		if _, err := unpack(wire); err != nil {
 			return
 		}
-		w := bare(t, func(context.Context, []netip.AddrPort, request) (*dns.Msg, []byte, *failure) { return m, wire, nil }, policies...)
+		w := bare(t, func(_ []netip.AddrPort, _ *request, _ time.Time, done func([]byte, *failure)) { done(wire, nil) }, policies...)
 		q := questionFor("A.example", types[int(which)%len(types)])
 		q.IsEdns0().SetDo(do)
 		in := packed(t, q)
@@ -169,25 +168,33 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
+// answerTo is a server's answer with those records.
+func answerTo(t testing.TB, r *request, lines ...string) (wire []byte) {
+	answering(t, dns.RcodeSuccess, lines...)(nil, r, time.Time{}, func(b []byte, _ *failure) { wire = b })
+	return wire
+}
+
 // FuzzMatch passes anything through what reads an upstream's datagrams.
 func FuzzMatch(f *testing.F) {
-	r := request{Question: dns.Question{Name: "a.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}
-	query, err := r.message(true, true)
+	r := &request{Question: dns.Question{Name: "a.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}
+	sent, err := r.message(nil, true, true)
 	if err != nil {
 		f.Fatal(err)
 	}
-	_, wire, _ := answering(f, dns.RcodeSuccess, "$ 60 A 192.0.2.1")(context.Background(), nil, r)
+	wire := answerTo(f, r, "$ 60 A 192.0.2.1")
 	f.Add(wire, true)
 	f.Add(wire[:12], false)
 	f.Add(wire[:15], true)
 	f.Fuzz(func(t *testing.T, in []byte, udp bool) {
-		if len(in) >= 2 {
-			in = slices.Clone(in)
-			binary.BigEndian.PutUint16(in, query.Id)
-		}
-		m, err := r.match(query, in, udp)
-		if m == nil {
+		in = slices.Clone(in)
+		copy(in, sent[:2])
+		ok, err := match(sent, in, udp)
+		if !ok {
 			return
+		}
+		m, failed := unpack(in)
+		if failed != nil {
+			return // which the caller finds
 		}
 		if err != nil || !m.Response || len(m.Question) != 1 || m.Question[0].Name != "a.example." {
 			t.Errorf("%v, %v", m, err)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -16,7 +17,7 @@ import (
 
 // bare is a server without sockets, whose upstream answers nothing but what is
 // given here.
-func bare(t testing.TB, exchange exchanger, policies ...policy.Policy) *world {
+func bare(t testing.TB, ask asker, policies ...policy.Policy) *world {
 	t.Helper()
 	w := &world{kernel: &kernel{}}
 	w.kernel.set(t, index, policies...)
@@ -31,15 +32,15 @@ func bare(t testing.TB, exchange exchanger, policies ...policy.Policy) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.exchange = exchange
+	w.Server.ask = ask
 	return w
 }
 
 // never fails the test: nothing may be asked.
-func never(t testing.TB) exchanger {
-	return func(_ context.Context, _ []netip.AddrPort, r request) (*dns.Msg, []byte, *failure) {
+func never(t testing.TB) asker {
+	return func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
 		t.Errorf("upstream was asked for %v", r.Question)
-		return nil, nil, &failure{text: "never"}
+		done(nil, &failure{text: "never"})
 	}
 }
 
@@ -126,11 +127,7 @@ func TestSize(t *testing.T) {
 	for range 20 {
 		lines = append(lines, `$ 60 IN TXT "`+strings.Repeat("x", 100)+`"`)
 	}
-	w := bare(t, func(_ context.Context, _ []netip.AddrPort, r request) (*dns.Msg, []byte, *failure) {
-		q := &dns.Msg{Question: []dns.Question{r.Question}}
-		m := records(t, lines...)(q, "")
-		return m, packed(t, m), nil
-	}, allowlist("*"))
+	w := bare(t, answering(t, dns.RcodeSuccess, lines...), allowlist("*"))
 	for _, tt := range []struct {
 		edns      uint16
 		stream    bool
@@ -175,8 +172,8 @@ func TestLongRefusal(t *testing.T) {
 // of the upstream's comes back.
 func TestFlags(t *testing.T) {
 	var sent request
-	w := bare(t, func(_ context.Context, _ []netip.AddrPort, r request) (*dns.Msg, []byte, *failure) {
-		sent = r
+	w := bare(t, func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
+		sent = *r
 		m := records(t, "$ 60 IN A 192.0.2.1", "$ 60 IN RRSIG A 8 2 60 20300101000000 20200101000000 1 example. AAAA", "$ 60 IN RRSIG TXT 8 2 60 20300101000000 20200101000000 1 example. AAAA")(
 			&dns.Msg{Question: []dns.Question{r.Question}}, "")
 		m.AuthenticatedData, m.Authoritative = true, true
@@ -184,7 +181,7 @@ func TestFlags(t *testing.T) {
 			&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"},
 			&dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleAnswer, ExtraText: "old"},
 		}}}
-		return m, packed(t, m), nil
+		done(packed(t, m), nil)
 	}, allowlist("*"))
 	for _, do := range []bool{false, true} {
 		for _, ad := range []bool{false, true} {

@@ -23,12 +23,18 @@ var buffers = sync.Pool{New: func() any { return new([queryBytes]byte) }}
 // Server answers queries. It may serve any number of sockets.
 type Server struct {
 	Options
-	exchange exchanger // upstream.ask; tests have others
-	host     hostAddrs
-	ledger   ledger
+	ask    asker // upstream.ask; tests have others
+	up     *upstream
+	host   hostAddrs
+	ledger ledger
 
 	queries gate // in flight
 	conns   gate // TCP
+
+	// mu guards serving, the number of sockets served. With the last one those to
+	// upstreams end.
+	mu      sync.Mutex
+	serving int
 }
 
 // New returns a server. It starts nothing.
@@ -37,7 +43,8 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Options: o}
-	s.exchange = newUpstream(&s.Options).ask
+	s.up = newUpstream(&s.Options)
+	s.ask = s.up.ask
 	s.host.read = o.HostAddrs
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
@@ -55,11 +62,28 @@ func (s *Server) AllCounts() (counts map[string]Counts, ended Counts) { return s
 // Forget drops what is kept about an attachment that is gone.
 func (s *Server) Forget(id string) { s.ledger.forget(id) }
 
+// begin and end go around the serving of a socket.
+func (s *Server) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serving++
+}
+
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.serving--; s.serving == 0 {
+		s.up.close()
+	}
+}
+
 // Serve answers the queries that arrive on c until ctx ends; then it closes c,
 // waits for the queries in flight, and returns nil. Queries above the limits
 // are dropped without an answer: whoever sent them in good faith sends again,
 // and whoever floods gains nothing.
 func (s *Server) Serve(ctx context.Context, c PacketConn) error {
+	s.begin()
+	defer s.end()
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()

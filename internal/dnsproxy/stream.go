@@ -24,6 +24,8 @@ const perConn = 32
 // 7766), answered in whatever order they are done. Above the limit of queries
 // a connection is not read; above that of connections a new one is closed.
 func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
+	s.begin()
+	defer s.end()
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()

@@ -96,7 +96,7 @@ func code(err error) codes.Code {
 	case errors.As(err, &call):
 		return call.code
 	case errors.As(err, &policy):
-		return policy.code()
+		return codes.InvalidArgument
 	case errors.As(err, &subscribe):
 		return subscribe.code()
 	case errors.Is(err, context.Canceled):

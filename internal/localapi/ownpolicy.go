@@ -4,7 +4,6 @@ package localapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -33,14 +32,6 @@ type policyError struct {
 func (e *policyError) Error() string { return e.field + ": " + e.err.Error() }
 
 func (e *policyError) Unwrap() error { return e.err }
-
-func (e *policyError) code() codes.Code {
-	var unsupported *policy.UnsupportedError
-	if errors.As(e.err, &unsupported) {
-		return codes.Unimplemented
-	}
-	return codes.InvalidArgument
-}
 
 // readPolicy judges a policy whole, before anything is done. Nil: none was given.
 func (s *Server) readPolicy(m *netfencev1.BulkUpdate) (*ownPolicy, error) {

@@ -121,9 +121,6 @@ func TestAttachRefusesPolicy(t *testing.T) {
 			"proxy", with(func(p *netfencev1.BulkUpdate) { p.Dns = &netfencev1.DnsConfig{Mode: netfencev1.DnsMode_DNS_MODE_PROXY} }),
 			codes.InvalidArgument, []string{"policy.dns.mode"},
 		},
-		{"not there yet", with(func(p *netfencev1.BulkUpdate) {
-			p.Dns = &netfencev1.DnsConfig{Mode: netfencev1.DnsMode_DNS_MODE_ALLOWLIST, Forward: []*netfencev1.ZoneForward{{Zone: "corp", Original: true}}}
-		}), codes.Unimplemented, []string{"policy.dns.forward[0].original"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := e.client.Attach(t.Context(), tt.request)

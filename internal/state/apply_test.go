@@ -101,6 +101,15 @@ func TestApplyNothingNew(t *testing.T) {
 	}
 }
 
+// manyClauses is valid, but has more for one prefix than the kernel's table holds.
+func manyClauses() *policy.Policy {
+	p := allowlist("10.0.0.0/24")
+	for i := range policy.MaxChain + 1 {
+		p.Allow[0].Ports = append(p.Allow[0].Ports, policy.Ports{First: uint16(2*i + 1), Last: uint16(2*i + 1), Protocol: policy.TCP})
+	}
+	return p
+}
+
 func TestApplyErrorChangesNothing(t *testing.T) {
 	edited := errors.New("bad CIDR in the middle")
 	rules := make([]string, 0, policy.MaxChain+2)
@@ -114,7 +123,7 @@ func TestApplyErrorChangesNothing(t *testing.T) {
 		{"edit", func(*policy.Policy) (*policy.Policy, error) { return nil, edited }},
 		{"validate", Replace(&policy.Policy{Mode: 9})},
 		{"too many rules", Replace(allowlist(rules...))},
-		{"compile", Replace(&policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Forward: []policy.ZoneForward{{Zone: "corp", Original: true}}}})},
+		{"compile", Replace(manyClauses())},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := open(t, filepath.Join(t.TempDir(), "state.db"), Options{Limits: Limits{Policy: policy.Limits{Rules: policy.MaxChain}}})

@@ -44,10 +44,6 @@ func TestCheck(t *testing.T) {
 	if err := s.Check(&policy.Policy{Allow: []policy.Rule{{Prefix: netip.Prefix{}}}}); !errors.As(err, &invalid) {
 		t.Errorf("a rule without a prefix: %v", err)
 	}
-	var unsupported *policy.UnsupportedError
-	if err := s.Check(&policy.Policy{DNS: policy.DNS{Forward: []policy.ZoneForward{{Zone: "corp", Original: true}}}}); !errors.As(err, &unsupported) {
-		t.Errorf("forward to the original server: %v", err)
-	}
 	if s.Len() != 0 {
 		t.Error("something was changed")
 	}

@@ -164,7 +164,6 @@ func TestViolationsOfPolicy(t *testing.T) {
 		{&policy.InvalidError{Field: "deny[0]", Value: "v", Reason: "r"}, "bulk_update.deny_cidrs[0]"},
 		{&policy.InvalidError{Field: "dns.allow[1]", Value: "v", Reason: "r"}, "bulk_update.dns.allow_domains[1]"},
 		{&policy.InvalidError{Field: "dns.upstreams[1]", Value: "v", Reason: "r"}, "bulk_update.dns.upstream_servers[1]"},
-		{&policy.UnsupportedError{Field: "dns.forward[1].original"}, "bulk_update.dns.forward[1].original"},
 		{&policy.InvalidError{Field: "source[1]", Value: "v", Reason: "r"}, "bulk_update.source[1]"},
 		{&policy.InvalidError{Field: "rules", Value: "v", Reason: "r"}, "bulk_update.rules"},
 		{errors.New("the kernel has no room"), "bulk_update"},

@@ -55,9 +55,6 @@ func (r *reader) refuse(field string, value any, expected string) {
 		Violation{r.at(field), clip(fmt.Sprint(value)), clip(expected)})
 }
 
-// unset is expected of what this version does not act upon.
-const unset = "to be unset: not implemented in this version"
-
 func (r *reader) warn(field, warning string) {
 	if len(r.warnings) == maxReasons {
 		r.unsaid++

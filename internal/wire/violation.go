@@ -63,9 +63,8 @@ func CommandViolations(cmd *netfencev1.ControlCommand, err error) []*netfencev1.
 // Violations lists why the policy in a field of a request was refused.
 func Violations(field string, err error) []*netfencev1.Violation {
 	var (
-		refused     *RefusedError
-		invalid     *policy.InvalidError
-		unsupported *policy.UnsupportedError
+		refused *RefusedError
+		invalid *policy.InvalidError
 	)
 	switch {
 	case errors.As(err, &refused):
@@ -76,8 +75,6 @@ func Violations(field string, err error) []*netfencev1.Violation {
 			Value:    clip(invalid.Value),
 			Expected: clip(invalid.Reason),
 		}}
-	case errors.As(err, &unsupported):
-		return []*netfencev1.Violation{{Field: field + "." + policyFields.Replace(unsupported.Field), Expected: unset}}
 	default:
 		return []*netfencev1.Violation{{Field: field, Expected: clip(err.Error())}}
 	}

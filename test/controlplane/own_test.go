@@ -100,7 +100,6 @@ func TestOwnPolicyBesideFolder(t *testing.T) {
 	// What is refused leaves nothing behind.
 	for text, want := range map[string]string{
 		"mode: allowlist\ndns: {mode: proxy}\n":                                 "dns.mode proxy needs a remote control plane",
-		"mode: allowlist\ndns: {forward: [{zone: corp, to: original}]}\n":       "dns.forward[0].original: not supported yet",
 		"mode: allowlist\nallow: [" + strings.Repeat("10.0.0.1/8, ", 2) + "]\n": "host bits",
 	} {
 		r := d.Run(t, "attach", "--cgroup", testenv.NewCgroup(t).Path, "--policy", writePolicy(t, text))

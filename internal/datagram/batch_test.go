@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datagram
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func listen(t *testing.T, address string) (*net.UDPConn, syscall.RawConn, netip.AddrPort) {
+	t.Helper()
+	network := "udp4"
+	if netip.MustParseAddrPort(address).Addr().Is6() {
+		network = "udp6"
+	}
+	pc, err := net.ListenPacket(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pc.Close() })
+	c := pc.(*net.UDPConn)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, raw, netip.MustParseAddrPort(c.LocalAddr().String())
+}
+
+// TestBatch holds that datagrams arrive whole, in order, with their addresses,
+// in as many batches as they need.
+func TestBatch(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		_, in, to := listen(t, address)
+		_, out, from := listen(t, address)
+		v6 := to.Addr().Is6()
+		sent, received := New(10, 32, 0, v6), New(4, 32, 0, v6)
+		for i := range 10 {
+			if !sent.Add(fmt.Appendf(nil, "%s %d", address, i), to, nil) {
+				t.Fatal("no room")
+			}
+		}
+		if sent.Add([]byte("one more"), to, nil) || !sent.Full() || sent.Len() != 10 {
+			t.Error("more than there is room for")
+		}
+		if err := sent.Send(out); err != nil || sent.Len() != 0 {
+			t.Fatal(err)
+		}
+		got := 0
+		for _, want := range []int{4, 4, 2, 0} {
+			n, err := received.Receive(in, want == 4)
+			if err != nil || n != want {
+				t.Fatalf("%d, want %d: %v", n, want, err)
+			}
+			for i := range n {
+				data, ok := received.Data(i)
+				if !ok || string(data) != fmt.Sprintf("%s %d", address, got) || received.From(i) != from {
+					t.Errorf("%q from %v, %v", data, received.From(i), ok)
+				}
+				got++
+			}
+		}
+	}
+}
+
+// TestConnected holds that no address is needed where there is one already.
+func TestConnected(t *testing.T) {
+	_, in, to := listen(t, "127.0.0.1:0")
+	c, err := net.Dial("udp4", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	out, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := New(2, 8, 0, false)
+	b.Add([]byte("a"), netip.AddrPort{}, nil)
+	b.Add([]byte("b"), netip.AddrPort{}, nil)
+	if err := b.Send(out); err != nil {
+		t.Fatal(err)
+	}
+	received := New(2, 8, 0, false)
+	if n, err := received.Receive(in, true); n != 2 || err != nil || received.From(0).String() != c.LocalAddr().String() {
+		t.Errorf("%d from %v, %v", n, received.From(0), err)
+	}
+}
+
+// TestTooLong holds that what does not fit is not taken for whole, and does not
+// touch its neighbours.
+func TestTooLong(t *testing.T) {
+	c, in, to := listen(t, "127.0.0.1:0")
+	for _, text := range []string{"12345678", "123456789", "", "1"} {
+		if _, err := c.WriteToUDPAddrPort([]byte(text), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := New(4, 8, 0, false)
+	if b.Add([]byte("123456789"), to, nil) || b.Add(nil, to, []byte{1}) {
+		t.Error("sent what does not fit")
+	}
+	n, err := b.Receive(in, true)
+	if err != nil || n != 4 {
+		t.Fatal(n, err)
+	}
+	for i, want := range []string{"12345678", "12345678", "", "1"} {
+		if data, ok := b.Data(i); string(data) != want || ok != (i != 1) {
+			t.Errorf("%d: %q, %v", i, data, ok)
+		}
+	}
+}
+
+// TestUnsendable holds that one datagram that cannot be sent keeps no other.
+func TestUnsendable(t *testing.T) {
+	_, in, to := listen(t, "127.0.0.1:0")
+	_, out, _ := listen(t, "127.0.0.1:0")
+	b := New(3, 8, 0, false)
+	b.Add([]byte("a"), to, nil)
+	b.Add([]byte("b"), netip.AddrPortFrom(to.Addr(), 0), nil)
+	b.Add([]byte("c"), to, nil)
+	if err := b.Send(out); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("sent to port 0: %v", err)
+	}
+	n, err := b.Receive(in, true)
+	if err != nil || n != 2 {
+		t.Fatal(n, err)
+	}
+	if data, _ := b.Data(1); string(data) != "c" {
+		t.Errorf("%q", data)
+	}
+}
+
+// TestControl holds that control messages go and come with their datagram.
+func TestControl(t *testing.T) {
+	c, in, to := listen(t, "127.0.0.1:0")
+	if err := in.Control(func(fd uintptr) {
+		if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	space := unix.CmsgSpace(unix.SizeofInet4Pktinfo)
+	b := New(2, 8, space, false)
+	source := netip.MustParseAddr("127.0.0.9")
+	b.Add([]byte("a"), to, unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()}))
+	b.Add([]byte("b"), to, nil)
+	_, out, port := listen(t, "0.0.0.0:0")
+	if err := b.Send(out); err != nil {
+		t.Fatal(err)
+	}
+	n, err := b.Receive(in, true)
+	if err != nil || n != 2 {
+		t.Fatal(n, err)
+	}
+	if from := b.From(0); from != netip.AddrPortFrom(source, port.Port()) {
+		t.Errorf("from %v", from)
+	}
+	messages, err := unix.ParseSocketControlMessage(b.Control(0))
+	if err != nil || len(messages) != 1 || messages[0].Header.Type != unix.IP_PKTINFO {
+		t.Errorf("%v, %v", messages, err)
+	}
+	c.Close()
+	if _, err := b.Receive(in, true); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("received from a closed socket: %v", err)
+	}
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	// idleStreams is how many connections to one server wait for more to ask, and
+	// idleStream for how long (RFC 7766 section 6.2.3).
+	idleStreams = 4
+	idleStream  = 3 * time.Second
+	// streamsPerServer is how many connections one server is bothered with.
+	streamsPerServer = 64
+)
+
+// stream is a TCP connection to a server. It carries one query at a time.
+type stream struct {
+	net.Conn
+	used bool        // it has carried an answer before
+	end  *time.Timer // while it waits
+}
+
+// connect asks a server again, over TCP. The caller holds q.mu.
+func (q *quest) connect(over *try) {
+	ctx, cancel := context.WithDeadline(context.Background(), q.deadline)
+	t := &try{quest: q, server: over.server, began: time.Now(), cancel: cancel}
+	q.tries = append(q.tries, t)
+	edns := over.sent[11] == 1
+	q.u.running.Go(func() {
+		defer cancel()
+		wire, err := t.exchange(ctx, edns)
+		q.answered(t, wire, err)
+		q.u.flush()
+	})
+}
+
+// exchange asks over a connection, one that waits or a new one.
+func (t *try) exchange(ctx context.Context, edns bool) (wire []byte, err error) {
+	if t.sent, err = t.quest.r.message(t.room[:0], edns, false); err != nil {
+		return nil, err
+	}
+	binary.BigEndian.PutUint16(t.sent, uint16(rand.Uint32()))
+	for {
+		c, err := t.server.connection(ctx)
+		if err != nil {
+			return nil, netError(ctx, err)
+		}
+		wire, err = t.over(ctx, c)
+		if err == nil {
+			t.server.keep(c)
+			return wire, nil
+		}
+		c.Close()
+		t.server.gone()
+		if !c.used || errors.Is(err, errNoEDNS) || ctx.Err() != nil {
+			return nil, netError(ctx, err)
+		}
+		// The server has ended it while it waited.
+	}
+}
+
+// over asks on one connection.
+func (t *try) over(ctx context.Context, c *stream) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	if err := writeMessage(c, t.sent); err != nil {
+		return nil, err
+	}
+	for {
+		in, err := readMessage(c, time.Minute, dns.MaxMsgSize) // ctx ends before
+		if err != nil {
+			return nil, err
+		}
+		ok, err := match(t.sent, in, false)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		if wire, err := t.read(in); wire != nil || err != nil {
+			return wire, err
+		}
+	}
+}
+
+// connection returns one that waits, the newest, or a new one.
+func (s *server) connection(ctx context.Context) (*stream, error) {
+	s.mu.Lock()
+	for n := len(s.streams); n > 0; n = len(s.streams) {
+		c := s.streams[n-1]
+		s.streams = s.streams[:n-1]
+		if c.end.Stop() {
+			s.mu.Unlock()
+			return c, nil
+		}
+	}
+	if s.connected >= streamsPerServer {
+		s.mu.Unlock()
+		return nil, errBusy
+	}
+	s.connected++
+	s.mu.Unlock()
+	dialer := net.Dialer{Control: s.u.control}
+	c, err := dialer.DialContext(ctx, "tcp", s.addr.String())
+	if err != nil {
+		s.gone()
+		return nil, err
+	}
+	return &stream{Conn: c}, nil
+}
+
+// gone takes note that a connection is closed.
+func (s *server) gone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected--
+}
+
+// keep has a connection wait for more to ask.
+func (s *server) keep(c *stream) {
+	c.used = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.streams) == idleStreams || s.closed {
+		s.connected--
+		c.Close()
+		return
+	}
+	c.end = time.AfterFunc(idleStream, func() {
+		c.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.streams = slices.DeleteFunc(s.streams, func(other *stream) bool { return other == c })
+		s.connected--
+	})
+	s.streams = append(s.streams, c)
+}
+
+// netError makes one error of the ways in which waiting ends.
+func netError(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return errTimeout
+	}
+	return systemError(err)
+}
