@@ -97,6 +97,10 @@ type DNS struct {
 	MaxFlowTCP, MaxFlowOther time.Duration
 	RefuseWith               policy.RefuseCode // never policy.RefuseDefault
 	AllowPrivateAnswers      bool
+	// CacheBytes is what kept answers may take; 0: none are kept.
+	CacheBytes int
+	// ServeStale is for how long after its end an answer stands in for one that cannot be had. 0: never.
+	ServeStale time.Duration
 }
 
 // Limits bound what one attachment may use; Attachments is for the daemon as a whole.
@@ -135,6 +139,7 @@ func Default() *Config {
 			MinTTL: 30 * time.Second, MaxTTL: time.Hour, Grace: 30 * time.Second,
 			MaxFlowTCP: 24 * time.Hour, MaxFlowOther: 4 * time.Hour,
 			RefuseWith: policy.RefuseNXDomain,
+			CacheBytes: 32 << 20,
 		},
 		Limits: Limits{
 			Attachments: 32768, Rules: 100000, Learned: 4096, Names: 4096, Flows: 4096, Queries: 256, MetadataBytes: 4096,

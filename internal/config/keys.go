@@ -62,6 +62,8 @@ var keys = []key{
 	{name: "dns.max_flow", set: setMaxFlow},
 	{name: "dns.refuse_with", set: setRefuseWith},
 	{name: "dns.allow_private_answers", set: boolean(func(c *Config) *bool { return &c.DNS.AllowPrivateAnswers })},
+	{name: "dns.cache_bytes", set: setCacheBytes},
+	{name: "dns.serve_stale", set: setServeStale},
 	{name: "dns.listen_addr", status: ignored, set: accept},
 	{name: "dns.port_min", status: ignored, set: accept},
 	{name: "dns.port_max", status: ignored, set: accept},

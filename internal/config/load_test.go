@@ -133,6 +133,8 @@ dns:
   max_flow: 2h/1h
   refuse_with: refused
   allow_private_answers: true
+  cache_bytes: 0
+  serve_stale: 24h
 events: {rate: 5/s}
 metrics: {listen: "127.0.0.1:9100", per_attachment: true}
 `,
@@ -146,6 +148,7 @@ metrics: {listen: "127.0.0.1:9100", per_attachment: true}
 					MinTTL: 10 * time.Second, MaxTTL: 20 * time.Second, Grace: time.Second,
 					MaxFlowTCP: 2 * time.Hour, MaxFlowOther: time.Hour,
 					RefuseWith: policy.RefuseRefused, AllowPrivateAnswers: true,
+					ServeStale: 24 * time.Hour,
 				}
 				c.Events.Rate = 5
 				c.Metrics = Metrics{Listen: "127.0.0.1:9100", PerAttachment: true}
@@ -227,6 +230,9 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "dns: {grace: 0s}", want: "line 1: dns.grace: 0s is not between 1s and 720h0m0s"},
 		{file: "dns: {max_ttl: 721h}", want: "dns.max_ttl: 721h0m0s is not between 1s and 720h0m0s"},
 		{file: "dns: {max_flow: 24h/0s}", want: "dns.max_flow: 0s is not between 1s and 720h0m0s"},
+		{file: "dns: {cache_bytes: -1}", want: `dns.cache_bytes: "-1" is not a number between 0 (nothing is kept) and 1073741824`},
+		{file: "dns: {cache_bytes: 32M}", want: `dns.cache_bytes: "32M" is not a number`},
+		{file: "dns: {serve_stale: 0s}", want: "dns.serve_stale: 0s is not between 1s and 720h0m0s"},
 		{file: "dns: {refuse_with: default}", want: "dns.refuse_with: this is where the default is set (nxdomain or refused)"},
 		{file: "dns: {refuse_with: servfail}", want: `refuse_with "servfail": unknown`},
 		{file: "metrics: {listen: 9100}", want: `"9100" is neither off nor host:port`},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -145,6 +146,33 @@ func setMaxFlow(c *Config, v value) error {
 		return err
 	}
 	c.DNS.MaxFlowOther, err = parseLife(other)
+	return err
+}
+
+func setCacheBytes(c *Config, v value) error {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	const most = 1 << 30
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > most {
+		return fmt.Errorf("%q is not a number between 0 (nothing is kept) and %d", text, most)
+	}
+	c.DNS.CacheBytes = n
+	return nil
+}
+
+func setServeStale(c *Config, v value) (err error) {
+	text, err := v.text()
+	if err != nil {
+		return err
+	}
+	if text == "off" {
+		c.DNS.ServeStale = 0
+		return nil
+	}
+	c.DNS.ServeStale, err = parseLife(text)
 	return err
 }
 

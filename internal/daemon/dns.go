@@ -52,6 +52,8 @@ func (d *daemon) newDNSServer() (err error) {
 		MinTTL:    c.MinTTL, MaxTTL: c.MaxTTL,
 		RefuseWith:          c.RefuseWith,
 		AllowPrivateAnswers: c.AllowPrivateAnswers,
+		CacheBytes:          c.CacheBytes,
+		ServeStale:          c.ServeStale,
 		MaxQueries:          d.config.Limits.Queries,
 		Events:              d.hub.Publish,
 		Log:                 d.log,

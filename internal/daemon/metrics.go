@@ -71,6 +71,9 @@ func (d *daemon) sample() (metrics.Sample, error) {
 		ControlPlane:  stateNames[d.control.client.Status().State],
 		ControlPlanes: slices.Sorted(maps.Values(stateNames)),
 	}
+	cache := d.dns.server.CacheStats()
+	s.Lookups = map[string]uint64{"hit": cache.Hits, "stale": cache.Stale, "miss": cache.Misses, "joined": cache.Joined}
+	s.Cached, s.CacheBytes = uint64(cache.Entries), uint64(cache.Bytes)
 	s.ReconcileFailures, s.PoliciesRefused = d.reconciler.Failures()
 	for _, a := range d.store.List() {
 		_, st, err := d.store.Get(a.ID)

@@ -51,12 +51,6 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	return q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging})
 }
 
-// asked is an upstream's answer, kept for when the query is decided anew.
-type asked struct {
-	servers string // whom it is from
-	wire    []byte // the message as it came: filtering changes the parsed one
-}
-
 // answer acts on a ruling. An error is datapath.ErrStale.
 func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, r *ruling, known *asked, last bool) ([]byte, error) {
 	switch {
@@ -73,7 +67,7 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		s.note(q, chain, r, discovery+" is answered here")
 		return q.negative(dns.RcodeSuccess), nil
 	}
-	m, failed := s.find(ctx, q, r, chain, known)
+	m, failed := s.message(ctx, q, r, chain, known)
 	if failed != nil {
 		s.note(q, chain, r, failed.text+colon(failed.detail))
 		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
@@ -95,55 +89,6 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		return s.refuse(q, r.code, r.why), nil
 	}
 	return s.teach(q, chain, r, m, f, last)
-}
-
-// find returns the answer of the control plane, or of an upstream. It is the
-// caller's to change.
-func (s *Server) find(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) (*dns.Msg, *failure) {
-	if r.given {
-		return r.givenAnswer(q), nil
-	}
-	servers, err := s.servers(q, r, chain)
-	if err != nil {
-		return nil, &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
-	}
-	if whom := fmt.Sprint(servers); known.servers != whom {
-		wire, failed := s.exchange(ctx, servers, &request{
-			Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
-			do:       q.do(), ad: q.msg.AuthenticatedData,
-			// What opens the filter is checked whether or not the client wants it.
-			cd: q.msg.CheckingDisabled && len(r.voices) == 0,
-		})
-		if failed != nil {
-			return nil, failed
-		}
-		*known = asked{servers: whom, wire: wire}
-	}
-	m, err := unpack(known.wire)
-	if err != nil {
-		return nil, &failure{code: dns.ExtendedErrorCodeInvalidData, text: "the upstream's answer does not parse"}
-	}
-	return m, nil
-}
-
-// exchange asks, and waits for the answer.
-func (s *Server) exchange(ctx context.Context, servers []netip.AddrPort, r *request) ([]byte, *failure) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(s.Timeout)
-	}
-	type found struct {
-		wire   []byte
-		failed *failure
-	}
-	done := make(chan found, 1)
-	s.ask(servers, r, deadline, func(wire []byte, failed *failure) { done <- found{wire, failed} })
-	select {
-	case f := <-done:
-		return f.wire, f.failed
-	case <-ctx.Done():
-		return nil, &failure{code: dns.ExtendedErrorCodeNoReachableAuthority, text: "upstream: " + errTimeout.Error(), timeout: true}
-	}
 }
 
 // teach has the kernel learn the addresses of an answer, and only then makes

@@ -44,6 +44,12 @@ type Options struct {
 	// are none, every address is the host's.
 	HostAddrs func() ([]netip.Addr, error)
 
+	// CacheBytes is how much the answers of servers may take that are kept; 0: none are.
+	CacheBytes int
+	// ServeStale is for how long after its end an answer is given when there is no
+	// other; 0: never.
+	ServeStale time.Duration
+
 	MaxQueries int // in flight for one attachment; 256
 	MaxTotal   int // in flight for all, and connections of all; 8192, or a quarter of the files that may be open
 	MaxConns   int // TCP connections of one attachment; 32

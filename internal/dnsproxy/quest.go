@@ -4,6 +4,7 @@ package dnsproxy
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -153,8 +154,8 @@ func (q *quest) answered(t *try, wire []byte, err error) {
 		return
 	}
 	q.tries = slices.DeleteFunc(q.tries, func(other *try) bool { return other == t })
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		f := lame(t.server, wire)
 		if f == nil {
 			q.mu.Unlock()
@@ -163,11 +164,11 @@ func (q *quest) answered(t *try, wire []byte, err error) {
 			return
 		}
 		q.spent(t.server, f)
-	case errUseTCP:
+	case errors.Is(err, errUseTCP):
 		q.connect(t)
 		q.mu.Unlock()
 		return
-	case errNoEDNS:
+	case errors.Is(err, errNoEDNS):
 		if err = q.ask(t.server, false, now); err == nil {
 			q.mu.Unlock()
 			return

@@ -25,6 +25,7 @@ type Server struct {
 	Options
 	ask    asker // upstream.ask; tests have others
 	up     *upstream
+	cache  *cache
 	host   hostAddrs
 	ledger ledger
 
@@ -45,6 +46,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{Options: o}
 	s.up = newUpstream(&s.Options)
 	s.ask = s.up.ask
+	s.cache = newCache(o.CacheBytes, o.ServeStale)
 	s.host.read = o.HostAddrs
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
@@ -58,6 +60,9 @@ func (s *Server) Counts(id string) Counts { return s.ledger.counts(id) }
 // AllCounts returns those of all attachments that have asked, and the sum over
 // those that are gone: with it, what all together have counted never becomes less.
 func (s *Server) AllCounts() (counts map[string]Counts, ended Counts) { return s.ledger.all() }
+
+// CacheStats returns what the cache was good for since the start.
+func (s *Server) CacheStats() CacheStats { return s.cache.counts() }
 
 // Forget drops what is kept about an attachment that is gone.
 func (s *Server) Forget(id string) { s.ledger.forget(id) }

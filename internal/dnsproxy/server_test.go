@@ -168,8 +168,8 @@ func TestFull(t *testing.T) {
 	w.kernel.set(t, index+1, allowlist("*"))
 
 	c := &dns.Conn{Conn: dial(t, "udp", w.addr)}
-	for range 2 {
-		if err := c.WriteMsg(questionFor("slow.example", dns.TypeTXT)); err != nil {
+	for _, name := range []string{"slow.example", "slower.example"} {
+		if err := c.WriteMsg(questionFor(name, dns.TypeTXT)); err != nil {
 			t.Fatal(err)
 		}
 		<-reached

@@ -28,6 +28,10 @@ type Sample struct {
 	Events     map[string]uint64 // by kind
 	EventsLost uint64
 
+	// Lookups are those in the cache of DNS answers, by result.
+	Lookups            map[string]uint64
+	Cached, CacheBytes uint64
+
 	ControlPlane  string   // the state of the connection
 	ControlPlanes []string // all states there are
 
@@ -65,6 +69,7 @@ type collector struct {
 	perAttachment bool
 
 	build, attachments, failing, flows, learned, events, lost, controlPlane, failures, refused *prometheus.Desc
+	lookups, cached, cacheBytes                                                                *prometheus.Desc
 	packets, bytes, drops, wouldDeny, unnoted, queries, queriesWouldDeny                       *prometheus.Desc
 }
 
@@ -88,6 +93,9 @@ func newCollector(version string, perAttachment bool, read func() (Sample, error
 		learned:      desc("learned_addresses", "Addresses that answers to DNS queries have opened, those of several attachments several times."),
 		events:       desc("events_total", "Events for whoever watches.", "kind"),
 		lost:         desc("events_lost_total", "Events that nobody was told of, because they were more than the rate of their attachment or than there was room for."),
+		lookups:      desc("dns_cache_lookups_total", "Lookups in the cache of DNS answers, by result.", "result"),
+		cached:       desc("dns_cache_answers", "DNS answers that are kept."),
+		cacheBytes:   desc("dns_cache_bytes", "What they take."),
 		controlPlane: desc("control_plane_state", "1 for the state of the connection to the control plane, 0 for the others.", "state"),
 		failures:     desc("reconcile_failures_total", "Attempts to have the kernel as desired that failed and are made again."),
 		refused:      desc("policies_refused_total", "Policies that the kernel had no room for."),
@@ -106,6 +114,7 @@ func newCollector(version string, perAttachment bool, read func() (Sample, error
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.build, c.attachments, c.failing, c.flows, c.learned, c.events, c.lost, c.controlPlane, c.failures, c.refused,
+		c.lookups, c.cached, c.cacheBytes,
 		c.packets, c.bytes, c.drops, c.wouldDeny, c.unnoted, c.queries, c.queriesWouldDeny,
 	} {
 		to <- d
@@ -149,6 +158,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		counter(c.events, n, kind)
 	}
 	counter(c.lost, s.EventsLost)
+	for result, n := range s.Lookups {
+		counter(c.lookups, n, result)
+	}
+	gauge(c.cached, s.Cached)
+	gauge(c.cacheBytes, s.CacheBytes)
 	for _, state := range s.ControlPlanes {
 		on := uint64(0)
 		if state == s.ControlPlane {

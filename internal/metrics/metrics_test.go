@@ -49,6 +49,7 @@ func sample() (Sample, error) {
 		Reasons: []string{"no-rule", "deny-rule", "guard"},
 		Flows:   11, Learned: 12,
 		Events: map[string]uint64{"denied_flow": 13, "dns_decision": 14, "incident": 0}, EventsLost: 15,
+		Lookups: map[string]uint64{"hit": 18, "miss": 19}, Cached: 20, CacheBytes: 21,
 		ControlPlane: "connected", ControlPlanes: []string{"connected", "disconnected"},
 		ReconcileFailures: 16, PoliciesRefused: 17,
 	}, nil
@@ -130,6 +131,9 @@ func TestScrape(t *testing.T) {
 		"netfence_learned_addresses":            {"": 12},
 		"netfence_events_total":                 {"denied_flow": 13, "dns_decision": 14, "incident": 0},
 		"netfence_events_lost_total":            {"": 15},
+		"netfence_dns_cache_lookups_total":      {"hit": 18, "miss": 19},
+		"netfence_dns_cache_answers":            {"": 20},
+		"netfence_dns_cache_bytes":              {"": 21},
 		"netfence_control_plane_state":          {"connected": 1, "disconnected": 0},
 		"netfence_reconcile_failures_total":     {"": 16},
 		"netfence_policies_refused_total":       {"": 17},

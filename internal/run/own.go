@@ -120,6 +120,7 @@ func (o *own) serve() (err error) {
 	server, err := dnsproxy.New(dnsproxy.Options{
 		Kernel: o.kernel, Upstreams: dnsproxy.Upstreams(dns.Upstreams), Forward: dns.Forward, MinTTL: dns.MinTTL, MaxTTL: dns.MaxTTL,
 		RefuseWith: dns.RefuseWith, AllowPrivateAnswers: dns.AllowPrivateAnswers,
+		CacheBytes: dns.CacheBytes, ServeStale: dns.ServeStale,
 		MaxQueries: o.config.Limits.Queries, Events: o.tally.add,
 	})
 	if err != nil {
