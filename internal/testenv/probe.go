@@ -205,11 +205,17 @@ func (s *sender) connectTCP() {
 
 func (s *sender) each(call string, send func([]byte) error) {
 	for i := range s.Count {
-		if err := send(s.packet(i)); err != nil {
+		switch err := send(s.packet(i)); err {
+		case nil:
+			s.out.Sent++
+		case unix.EAGAIN:
+			// Nobody refused it: packets of before are still on their way, and there was no
+			// room for one more. Its number is the next one's.
+			s.n--
+			fallthrough
+		default:
 			s.failed(call, err)
-			continue
 		}
-		s.out.Sent++
 	}
 }
 

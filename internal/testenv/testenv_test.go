@@ -155,6 +155,29 @@ func TestFloodIsCountedExactly(t *testing.T) {
 	}
 }
 
+// What there is no room for has not been sent, nor refused, and is not missing among the numbers.
+func TestNoRoomIsNoRefusal(t *testing.T) {
+	Require(t, Root)
+	w := NewWorld(t, NewNS(t), VethDevice)
+	w.Workload.Do(func() {
+		// Nobody is there: what is sent waits for that to be known.
+		s, err := openSender(Probe{Kind: UDPSendto, To: netip.MustParseAddrPort("10.77.0.99:9"), Count: 100})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(s.fd)
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil { // as little as can be
+			t.Error(err)
+			return
+		}
+		s.send()
+		if s.out.Errors[unix.EAGAIN] == 0 || s.out.Sent+s.out.Errors[unix.EAGAIN] != s.Count || int(s.n) != s.out.Sent {
+			t.Errorf("%s, %v; the next packet is number %d", s.out, s.out.Errors, s.n)
+		}
+	})
+}
+
 var sayCgroup = NewFunc("say-cgroup", func(args []string) error {
 	text, err := os.ReadFile("/proc/self/cgroup")
 	fmt.Printf("%s %s", args[0], text)
