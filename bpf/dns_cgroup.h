@@ -100,6 +100,12 @@ static __always_inline __u32 dns_slot(struct bpf_sock_addr *ctx, __u64 identity,
 	return at + 1;
 }
 
+/* Each namespace has a lo of its own. */
+static __always_inline int dns_listens(__u64 netns)
+{
+	return netns == dns_setting(DNS_NETNS) || bpf_map_lookup_elem(&nf_dns_places, &netns);
+}
+
 enum dns_step {
 	DNS_NOT_OURS, /* the rules judge */
 	DNS_REFUSED,
@@ -110,7 +116,7 @@ enum dns_step {
 /*
  * dns_ask is what becomes of a socket that turns to *to. Its own attachment's DNS
  * address it may ask by name, at the listener's port, which is remembered like
- * any other server. Sockets of another network namespace have another lo.
+ * any other server.
  */
 static __always_inline enum dns_step dns_ask(struct bpf_sock_addr *ctx, __u64 identity, __u64 word,
 					     struct address *to)
@@ -125,7 +131,7 @@ static __always_inline enum dns_step dns_ask(struct bpf_sock_addr *ctx, __u64 id
 	if (!query && !ours)
 		return DNS_NOT_OURS;
 	listener = dns_setting(DNS_PORT);
-	if (!listener || bpf_get_netns_cookie(ctx) != dns_setting(DNS_NETNS))
+	if (!listener || !dns_listens(bpf_get_netns_cookie(ctx)))
 		return DNS_REFUSED;
 	if (ours && port == listener && ctx->sk) {
 		struct dns_server *server =
@@ -170,7 +176,7 @@ static __always_inline int dns_binds(struct bpf_sock_addr *ctx, const struct add
 	if (in_dns_range(at))
 		return 1;
 	return listener && bpf_ntohs(ctx->user_port) == listener &&
-	       bpf_get_netns_cookie(ctx) == dns_setting(DNS_NETNS);
+	       dns_listens(bpf_get_netns_cookie(ctx));
 }
 
 /*

@@ -267,6 +267,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nf_dns SEC(".maps");
 
+/*
+ * Cookies of the other namespaces that the listeners have sockets in as well. Not
+ * pinned: they end with the daemon, and the next one opens its own.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ATTACHMENTS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} nf_dns_places SEC(".maps");
+
 /* Index 0: the metrics. Changed only before the socket listens. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -27,14 +27,18 @@ func (resolver) PID(pid int) (target.Target, error) { return target.ResolvePID(p
 // filter is the kernel as the reconciler drives it.
 type filter struct {
 	*datapath.Datapath
-	server *dnsproxy.Server
+	dns *dns
 }
 
-// Detach also ends what the DNS server counts of the attachment.
+// Detach also ends what the DNS server counts of the attachment, and sockets that were opened for it.
 func (f filter) Detach(id string) error {
+	index, ok := f.Index(id)
 	err := f.Datapath.Detach(id)
 	if err == nil {
-		f.server.Forget(id)
+		f.dns.server.Forget(id)
+	}
+	if err == nil && ok {
+		f.dns.elsewhere.Forget(index)
 	}
 	return err
 }

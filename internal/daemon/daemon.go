@@ -155,7 +155,7 @@ func (d *daemon) assemble(version string) error {
 	if err := d.newDNSServer(); err != nil {
 		return err
 	}
-	d.reconciler = reconciler.New(d.store, filter{d.kernel, d.dns.server}, reconciler.Options{
+	d.reconciler = reconciler.New(d.store, filter{d.kernel, &d.dns}, reconciler.Options{
 		Permanent: func(err error) bool { return errors.Is(err, datapath.ErrFull) },
 		Vanished:  func(err error) bool { return errors.Is(err, datapath.ErrVanished) },
 		Log:       d.log,
@@ -173,7 +173,7 @@ func (d *daemon) assemble(version string) error {
 			}
 			return s
 		},
-		DetachOrphans: d.reconciler.DetachOrphans, Guard: d.config.Guard, Strict: d.config.Strict,
+		Look: d.look, DetachOrphans: d.reconciler.DetachOrphans, Guard: d.config.Guard, Strict: d.config.Strict,
 	})
 	return nil
 }
@@ -186,6 +186,7 @@ func (d *daemon) stages(version string) []stage {
 		{"watch targets", t.run},
 		{"watch attachments", d.caughtUp(d.watchAttachments)},
 		{"dns", d.caughtUp(d.serveDNS)}, // until then queries wait in the sockets
+		{"dns in other namespaces", d.caughtUp(d.watchElsewhere)},
 	}
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})

@@ -18,7 +18,9 @@ import (
 // dns answers the queries of attachments.
 type dns struct {
 	server *dnsproxy.Server
-	fronts []*intercept.Front
+	fronts []*intercept.Front // for cgroups, then for interfaces
+	// elsewhere answers cgroups' processes in other network namespaces.
+	elsewhere *intercept.Elsewhere
 	// failed is why there is no front for interfaces, whose queries are then dropped; nil: there is one.
 	failed error
 }
@@ -58,6 +60,11 @@ func (d *daemon) newDNSServer() (err error) {
 		Events:              d.hub.Publish,
 		Log:                 d.log,
 	})
+	if err != nil {
+		return err
+	}
+	serve := func(ctx context.Context, f *intercept.Front) error { return f.Serve(ctx, d.dns.server) }
+	d.dns.elsewhere, err = intercept.NewElsewhere(d.kernel, d.dns.fronts[0], serve, d.log)
 	return err
 }
 

@@ -434,6 +434,7 @@ const (
 	bpfMapNfCounters            = "nf_counters"
 	bpfMapNfDns                 = "nf_dns"
 	bpfMapNfDnsFlows            = "nf_dns_flows"
+	bpfMapNfDnsPlaces           = "nf_dns_places"
 	bpfMapNfDnsSockets          = "nf_dns_sockets"
 	bpfMapNfDrops               = "nf_drops"
 	bpfMapNfEventBuckets        = "nf_event_buckets"
@@ -562,6 +563,7 @@ type bpfMapSpecs struct {
 	NfCounters        *ebpf.MapSpec `ebpf:"nf_counters"`
 	NfDns             *ebpf.MapSpec `ebpf:"nf_dns"`
 	NfDnsFlows        *ebpf.MapSpec `ebpf:"nf_dns_flows"`
+	NfDnsPlaces       *ebpf.MapSpec `ebpf:"nf_dns_places"`
 	NfDnsSockets      *ebpf.MapSpec `ebpf:"nf_dns_sockets"`
 	NfDrops           *ebpf.MapSpec `ebpf:"nf_drops"`
 	NfEventBuckets    *ebpf.MapSpec `ebpf:"nf_event_buckets"`
@@ -626,6 +628,7 @@ type bpfMaps struct {
 	NfCounters        *ebpf.Map `ebpf:"nf_counters"`
 	NfDns             *ebpf.Map `ebpf:"nf_dns"`
 	NfDnsFlows        *ebpf.Map `ebpf:"nf_dns_flows"`
+	NfDnsPlaces       *ebpf.Map `ebpf:"nf_dns_places"`
 	NfDnsSockets      *ebpf.Map `ebpf:"nf_dns_sockets"`
 	NfDrops           *ebpf.Map `ebpf:"nf_drops"`
 	NfEventBuckets    *ebpf.Map `ebpf:"nf_event_buckets"`
@@ -659,6 +662,7 @@ func (m *bpfMaps) Close() error {
 		m.NfCounters,
 		m.NfDns,
 		m.NfDnsFlows,
+		m.NfDnsPlaces,
 		m.NfDnsSockets,
 		m.NfDrops,
 		m.NfEventBuckets,

@@ -10,6 +10,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+// ReasonDNS is why a query is dropped that cannot be answered in its resolver's place.
+const ReasonDNS = "dns"
+
 const maxReasons = uint32(bpfLimitMAX_REASONS)
 
 // reasons are the names of enum reason, for users. What is dropped before an
@@ -29,7 +32,7 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_ROUTING_HEADER:    "routing-header",
 	bpfReasonREASON_EXTENSION_HEADERS: "extension-headers",
 	bpfReasonREASON_NAME_PROTOCOL:     "name-protocol",
-	bpfReasonREASON_DNS:               "dns",
+	bpfReasonREASON_DNS:               ReasonDNS,
 	bpfReasonREASON_GUARD:             "guard",
 	bpfReasonREASON_SOURCE:            "source",
 	bpfReasonREASON_PROTECTED:         "protected",

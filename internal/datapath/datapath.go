@@ -161,6 +161,8 @@ type attachment struct {
 
 	around []uint64 // ids of the cgroups that this one is in, the nearest first; under nesting.mu
 	placed bool     // around is known; under nesting.mu
+	behind []int    // nsids of the other namespaces that its processes are in; under nesting.mu
+	peer   int      // nsid of the namespace that an interface leads to, -1: none; under nesting.mu
 
 	// member is what Replace has put in force; nil: nothing since Open or Attach,
 	// or the attachment is being detached. Written with mu held.

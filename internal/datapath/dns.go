@@ -44,6 +44,20 @@ func (d *Datapath) ListenCgroups(l DNSListener) error {
 	return nil
 }
 
+// ListenIn has the queries of cgroups' sockets in another network namespace go to sockets there, at the port and with
+// the realm of those that ListenCgroups was told of. The Closer has them refused again, as they are after Open.
+func (d *Datapath) ListenIn(netns uint64) (io.Closer, error) {
+	if err := d.bpf.NfDnsPlaces.Put(netns, uint32(1)); err != nil {
+		return nil, fmt.Errorf("where DNS queries go: %w", err)
+	}
+	return closerFunc(func() error {
+		if err := d.bpf.NfDnsPlaces.Delete(netns); err != nil {
+			return fmt.Errorf("where DNS queries go: %w", err)
+		}
+		return nil
+	}), nil
+}
+
 // ListenInterfaces has the queries of interfaces go through the veth with the
 // given index to whoever listens behind it, and attaches the way back to it. That
 // program stays until the device is gone: what comes out after a crash is no

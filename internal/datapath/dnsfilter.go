@@ -5,6 +5,7 @@ package datapath
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -21,6 +22,7 @@ import (
 type DNSFilter struct {
 	Realm   uint32
 	program *ebpf.Program
+	strict  *ebpf.Program // lets in nothing but queries that the programs have sent
 }
 
 // Offsets in struct __sk_buff (linux/bpf.h), and what every realm begins with.
@@ -37,25 +39,37 @@ func NewDNSFilter() (*DNSFilter, error) {
 	var random [4]byte
 	_, _ = rand.Read(random[:]) // never fails
 	realm := realmByte<<realmBits | binary.NativeEndian.Uint32(random[:])>>(32-realmBits)
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "nf_dns_realm", Type: ebpf.SocketFilter, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R2, asm.R1, skbIfindex, asm.Word),
-			asm.LoadMem(asm.R3, asm.R1, skbPriority, asm.Word),
-			asm.Mov.Imm(asm.R0, 0),
-			asm.JNE.Imm(asm.R2, loopback, "end"),
-			asm.JEq.Imm(asm.R3, int32(realm), "pass"),
-			asm.RSh.Imm(asm.R3, realmBits),
-			asm.JEq.Imm(asm.R3, realmByte, "end"),
-			asm.Mov.Imm32(asm.R0, -1).WithSymbol("pass"), // all of it
-			asm.Return().WithSymbol("end"),
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("filter of DNS sockets: %w", err)
+	f := &DNSFilter{Realm: realm}
+	for _, p := range []struct {
+		program **ebpf.Program
+		others  int32 // what is let in of those that have no realm
+	}{{&f.program, -1}, {&f.strict, 0}} {
+		var err error
+		*p.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "nf_dns_realm", Type: ebpf.SocketFilter, License: "Dual BSD/GPL",
+			Instructions: asm.Instructions{
+				asm.LoadMem(asm.R2, asm.R1, skbIfindex, asm.Word),
+				asm.LoadMem(asm.R3, asm.R1, skbPriority, asm.Word),
+				asm.Mov.Imm(asm.R0, 0),
+				asm.JNE.Imm(asm.R2, loopback, "end"),
+				asm.Mov.Imm32(asm.R0, -1), // all of it
+				asm.JEq.Imm(asm.R3, int32(realm), "end"),
+				asm.Mov.Imm(asm.R0, 0),
+				asm.RSh.Imm(asm.R3, realmBits),
+				asm.JEq.Imm(asm.R3, realmByte, "end"),
+				asm.Mov.Imm32(asm.R0, p.others),
+				asm.Return().WithSymbol("end"),
+			},
+		})
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("filter of DNS sockets: %w", err), f.Close())
+		}
 	}
-	return &DNSFilter{realm, program}, nil
+	return f, nil
 }
+
+// Strict is the filter for sockets in a namespace that is not the host's: who is there is not to ask for others.
+func (f *DNSFilter) Strict() *DNSFilter { return &DNSFilter{Realm: f.Realm, program: f.strict} }
 
 // On has the socket fd let in nothing else.
 func (f *DNSFilter) On(fd int) error {
@@ -65,5 +79,5 @@ func (f *DNSFilter) On(fd int) error {
 	return nil
 }
 
-// Close gives up the program, which sockets that have it keep.
-func (f *DNSFilter) Close() error { return f.program.Close() }
+// Close gives up the programs, which sockets that have them keep.
+func (f *DNSFilter) Close() error { return errors.Join(f.program.Close(), f.strict.Close()) }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/policy"
@@ -67,6 +69,18 @@ func TestChain(t *testing.T) {
 	veth := attach(t, d, vethTarget(t, "v0"))
 	replace(t, d, veth, &policy.Policy{Mode: policy.ModeAllowlist})
 	want(d, veth, veth)
+
+	// What is behind the interface is within it.
+	link, err := netlink.LinkByName("v0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, _ := d.Index(i)
+	d.Behind(index, []int{link.Attrs().NetNsID})
+	want(d, i, i, o, veth)
+	want(d, o, o)
+	d.Behind(index, nil)
+	want(d, i, i, o)
 
 	// The next daemon does not know where a cgroup is before it is told.
 	next := open(t, dir)

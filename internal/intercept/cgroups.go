@@ -40,21 +40,22 @@ func OpenCgroups(k Kernel) (*Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer filter.Close()
 	where := &place{host: filter}
 	for _, port := range ports {
-		f := &Front{}
+		f := &Front{port: port, filter: filter}
 		v6, err := where.open(f, port)
 		if err == nil {
 			err = f.toCgroups(k, port, v6, filter.Realm)
 		}
 		if err == nil {
+			f.add(filter)
 			return f, nil
 		}
 		if closeErr := f.Close(); !errors.Is(err, unix.EADDRINUSE) || closeErr != nil {
-			return nil, errors.Join(err, closeErr)
+			return nil, errors.Join(err, closeErr, filter.Close())
 		}
 	}
+	_ = filter.Close()
 	return nil, fmt.Errorf("listen for DNS queries: %d ports, %d and others, are all in use (start a daemon: commands share its port)",
 		len(ports), ports[0])
 }

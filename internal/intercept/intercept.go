@@ -26,6 +26,10 @@ type Front struct {
 	Streams []dnsproxy.Listener
 
 	closers []io.Closer // the last one first
+
+	// Of a front for cgroups: what others like it need.
+	port   uint16
+	filter *datapath.DNSFilter
 }
 
 func (f *Front) add(c io.Closer) { f.closers = append(f.closers, c) }

@@ -25,7 +25,8 @@ type place struct {
 	// host is set in the host's namespace, for its lo. Nil: every address is theirs, whosever it is. A socket bound to lo
 	// would do for what comes by others, but has no IPv6 route to a client whose own address is on another device.
 	host    *datapath.DNSFilter
-	ifindex uint32 // that answers leave by; 0: by routing
+	ifindex uint32                  // that answers leave by; 0: by routing
+	admits  func(index uint32) bool // whose queries are taken; nil: everybody's
 }
 
 // queue is room for queries that arrive while others are answered.
@@ -42,7 +43,7 @@ func (w *place) peer(client, server netip.AddrPort) (dnsproxy.Peer, bool) {
 	} else {
 		p.Index, ok = datapath.InterfaceIndex(p.Client.Addr())
 	}
-	return p, ok
+	return p, ok && (w.admits == nil || w.admits(p.Index))
 }
 
 // open adds the sockets for one port to f: for all of IPv4, and for all of IPv6

@@ -19,8 +19,8 @@ func (s *Server) warnings(a state.Attachment) []string {
 	list := unconfined(seen)
 	filtersDNS := a.Policy.Mode != policy.ModeBlockAll && a.Policy.DNS.Mode != policy.DNSDisabled
 	if filtersDNS && seen.Elsewhere > 0 {
-		list = append(list, fmt.Sprintf("%d processes of the cgroup are in another network namespace, where DNS is not answered yet: "+
-			"port 53 is denied to them (attach the host's end of their interface)", seen.Elsewhere))
+		list = append(list, fmt.Sprintf("%d processes of the cgroup are in another network namespace, where their names cannot be resolved: "+
+			"port 53 is denied to them (the daemon's log says why)", seen.Elsewhere))
 	}
 	return list
 }

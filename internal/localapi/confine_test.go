@@ -16,7 +16,7 @@ import (
 const (
 	capable   = "2 processes of the cgroup have CAP_NET_ADMIN, CAP_NET_RAW or CAP_BPF: tunnels and packet sockets of theirs pass the filter by (drop these capabilities)"
 	connected = "1 processes of the cgroup hold sockets that were opened before they joined it, and that pass the filter by (start them in the cgroup)"
-	elsewhere = "3 processes of the cgroup are in another network namespace, where DNS is not answered yet: port 53 is denied to them (attach the host's end of their interface)"
+	elsewhere = "3 processes of the cgroup are in another network namespace, where their names cannot be resolved: port 53 is denied to them (the daemon's log says why)"
 	more      = "the cgroup has too many processes or sockets to look at each (attach before they start)"
 )
 
