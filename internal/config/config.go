@@ -4,8 +4,7 @@
 //
 // Every key of the file is also an environment variable: NETFENCE_ and the key in capitals, "_" for ".". An unknown
 // key is refused with the nearest known one, because a misspelt key that is silently ignored leaves a machine less
-// protected than its operator believes. For the same reason a key that promises protection this release does not give
-// (control_plane.tls) is refused.
+// protected than its operator believes.
 package config
 
 import (
@@ -26,6 +25,8 @@ const DefaultSocket = "/var/run/netfence.sock"
 type Config struct {
 	// Socket is the local API's unix socket.
 	Socket string
+	// SocketGroup may use it, beside root. Empty: nobody.
+	SocketGroup string
 	// DataDir outlives a boot: the daemon's id.
 	DataDir string
 	// RunDir is of this boot: the daemon's lock and the state of the attachments.
@@ -72,8 +73,35 @@ type ControlPlane struct {
 	// SubscribeAckTimeout is how long Attach waits for the first configuration. 0: it does not wait.
 	SubscribeAckTimeout   time.Duration
 	AttachWhenUnreachable Unreachable
+	// Heartbeat is how often counters are sent, unless the control plane asks for something else.
+	Heartbeat time.Duration
+	// BlockAfter is how long its policies are in force when the control plane is lost. 0: for ever.
+	BlockAfter time.Duration
 	// Insecure permits plaintext to a control plane on another host.
 	Insecure bool
+	TLS      TLS
+	// TokenFile holds a bearer token. Empty: none is sent.
+	TokenFile string
+}
+
+// TLS says who the control plane must be and who the daemon is. All files are PEM, and read for each connection.
+type TLS struct {
+	// CAFile holds the authorities that a server may be of. Empty: the system's.
+	CAFile string
+	// CertFile and KeyFile are the daemon's own. Empty: it has none.
+	CertFile, KeyFile string
+	// ServerName is what the server's certificate must be for. Empty: the host of the url.
+	ServerName string
+	// SPIFFEID is the URI that the server's certificate must have, instead of a name. Empty: the name counts.
+	SPIFFEID string
+	// CRLFile holds revocation lists of the authorities. Empty: nothing is revoked.
+	CRLFile string
+}
+
+// Encrypted tells whether the control plane is dialled with TLS: always, unless it is on this host or the operator says
+// otherwise.
+func (c ControlPlane) Encrypted() bool {
+	return c.TLS != TLS{} || !c.URL.Loopback() && !c.Insecure
 }
 
 // Unreachable is what Attach does while the control plane cannot be reached.
@@ -133,6 +161,7 @@ func Default() *Config {
 		ControlPlane: ControlPlane{
 			URL:                 Endpoint{Dir: "/etc/netfence/policies"},
 			SubscribeAckTimeout: 5 * time.Second,
+			Heartbeat:           30 * time.Second,
 		},
 		DefaultPolicy: policy.BlockAll(),
 		DNS: DNS{

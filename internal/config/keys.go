@@ -3,7 +3,6 @@
 package config
 
 import (
-	"errors"
 	"strings"
 	"time"
 )
@@ -34,6 +33,7 @@ const envPrefix = "NETFENCE_"
 // keys are all there are, in the order of the documentation.
 var keys = []key{
 	{name: "socket", set: path(func(c *Config) *string { return &c.Socket }, maxSocketPath)},
+	{name: "socket_group", set: text(func(c *Config) *string { return &c.SocketGroup })},
 	{name: "data_dir", set: path(func(c *Config) *string { return &c.DataDir }, maxPath)},
 	{name: "run_dir", set: path(func(c *Config) *string { return &c.RunDir }, maxPath)},
 	{name: "bpf_dir", set: path(func(c *Config) *string { return &c.BPFDir }, maxPath)},
@@ -47,8 +47,14 @@ var keys = []key{
 	{name: "control_plane.attach_when_unreachable", set: setUnreachable},
 	{name: "control_plane.on_disconnect", set: setOnDisconnect},
 	{name: "control_plane.insecure", set: boolean(func(c *Config) *bool { return &c.ControlPlane.Insecure })},
-	{name: "control_plane.token_file", set: unsupported("the control plane would be dialled without the token")},
-	{name: "control_plane.tls", set: unsupported("the control plane would be dialled in plaintext")},
+	{name: "control_plane.heartbeat_interval", set: setHeartbeat},
+	{name: "control_plane.token_file", set: path(func(c *Config) *string { return &c.ControlPlane.TokenFile }, maxPath)},
+	{name: "control_plane.tls.ca_file", set: path(func(c *Config) *string { return &c.ControlPlane.TLS.CAFile }, maxPath)},
+	{name: "control_plane.tls.cert_file", set: path(func(c *Config) *string { return &c.ControlPlane.TLS.CertFile }, maxPath)},
+	{name: "control_plane.tls.key_file", set: path(func(c *Config) *string { return &c.ControlPlane.TLS.KeyFile }, maxPath)},
+	{name: "control_plane.tls.server_name", set: text(func(c *Config) *string { return &c.ControlPlane.TLS.ServerName })},
+	{name: "control_plane.tls.spiffe_id", set: setSPIFFEID},
+	{name: "control_plane.tls.crl_file", set: path(func(c *Config) *string { return &c.ControlPlane.TLS.CRLFile }, maxPath)},
 
 	{name: "default_policy", set: setDefaultPolicy},
 	{name: "guard", set: setGuard},
@@ -119,13 +125,6 @@ func (k key) apply(c *Config, v value) error {
 	case inForce:
 	}
 	return nil
-}
-
-// unsupported refuses a key whose promise this release cannot keep; loss is what its operator would be missing.
-func unsupported(loss string) func(*Config, value) error {
-	return func(*Config, value) error {
-		return errors.New("not supported yet: " + loss + " (remove the key)")
-	}
 }
 
 func accept(*Config, value) error { return nil }

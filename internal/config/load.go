@@ -192,8 +192,8 @@ func (c *Config) readEnvironment(environ []string) error {
 	slices.Sort(unknown)
 	for _, name := range unknown {
 		switch {
-		case strings.HasPrefix(name, "NETFENCE_CONTROL_PLANE_TLS_"):
-			return fmt.Errorf("environment %s: not supported yet (unset it)", name)
+		case strings.HasPrefix(name, "NETFENCE_CONTROL_PLANE_TLS_"): // what it was to protect is not
+			return fmt.Errorf("environment %s: unknown%s", name, didYouMean(name, known))
 		case strings.HasPrefix(name, "NETFENCE_GUARD_"):
 			return fmt.Errorf("environment %s: unknown (one variable has it all, NETFENCE_GUARD='{deny: [169.254.0.0/16]}')", name)
 		}
@@ -204,9 +204,8 @@ func (c *Config) readEnvironment(environ []string) error {
 
 // check judges the keys together.
 func (c *Config) check() error {
-	if cp := c.ControlPlane; cp.URL.Address != "" && !cp.URL.Loopback() && !cp.Insecure {
-		return fmt.Errorf("control_plane.url: %s is another host and TLS is not supported yet "+
-			"(set control_plane.insecure: true to send policies in plaintext)", cp.URL)
+	if err := c.ControlPlane.check(); err != nil {
+		return fmt.Errorf("control_plane%w", err)
 	}
 	if c.DNS.MinTTL > c.DNS.MaxTTL {
 		return fmt.Errorf("dns.min_ttl: %v is more than dns.max_ttl, %v", c.DNS.MinTTL, c.DNS.MaxTTL)

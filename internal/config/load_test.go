@@ -65,7 +65,7 @@ limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 				c.Metadata = map[string]string{"region": "eu", "rack": "7"}
 				c.DaemonID = "node-1"
 				c.ControlPlane = ControlPlane{
-					URL: Endpoint{Address: "192.0.2.1:9000"}, Insecure: true, AttachWhenUnreachable: UnreachablePending,
+					URL: Endpoint{Addresses: []string{"192.0.2.1:9000"}}, Insecure: true, AttachWhenUnreachable: UnreachablePending, Heartbeat: 30 * time.Second,
 				}
 				c.DefaultPolicy = &policy.Policy{
 					Mode: policy.ModeAllowlist, Allow: []policy.Rule{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}},
@@ -106,13 +106,48 @@ limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 			},
 		},
 		{
+			name: "a control plane elsewhere",
+			file: `
+socket_group: netfence
+control_plane:
+  url: [control-1.example:9000, control-2.example:9000]
+  on_disconnect: {block: 10m}
+  heartbeat_interval: 5s
+  token_file: /etc/netfence/token
+  tls: {ca_file: /etc/netfence/ca.pem, cert_file: /a.pem, key_file: /a.key, server_name: control.example, crl_file: /crl.pem}
+`,
+			want: func(c *Config) {
+				c.SocketGroup = "netfence"
+				c.ControlPlane = ControlPlane{
+					URL:                 Endpoint{Addresses: []string{"control-1.example:9000", "control-2.example:9000"}},
+					SubscribeAckTimeout: 5 * time.Second,
+					BlockAfter:          10 * time.Minute, Heartbeat: 5 * time.Second, TokenFile: "/etc/netfence/token",
+					TLS: TLS{
+						CAFile: "/etc/netfence/ca.pem", CertFile: "/a.pem", KeyFile: "/a.key", ServerName: "control.example", CRLFile: "/crl.pem",
+					},
+				}
+			},
+		},
+		{
+			name: "a control plane elsewhere, by variables",
+			environ: []string{
+				"NETFENCE_CONTROL_PLANE_URL=a.example:1, b.example:2", "NETFENCE_CONTROL_PLANE_ON_DISCONNECT={block: 1m}",
+				"NETFENCE_CONTROL_PLANE_TLS_SPIFFE_ID=spiffe://example.org/control",
+			},
+			want: func(c *Config) {
+				c.ControlPlane.URL = Endpoint{Addresses: []string{"a.example:1", "b.example:2"}}
+				c.ControlPlane.BlockAfter = time.Minute
+				c.ControlPlane.TLS.SPIFFEID = "spiffe://example.org/control"
+			},
+		},
+		{
 			name: "published keys",
 			file: `
 control_plane: {url: localhost:9000}
 dns: {listen_addr: 127.0.0.1, port_min: 11000, port_max: 11500, upstream: 192.0.2.53}
 `,
 			want: func(c *Config) {
-				c.ControlPlane.URL = Endpoint{Address: "localhost:9000"}
+				c.ControlPlane.URL = Endpoint{Addresses: []string{"localhost:9000"}}
 				c.DNS.Upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
 				c.Warnings = []string{
 					"dns.listen_addr is ignored: this daemon needs no DNS address or port range",
@@ -203,14 +238,22 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "control_plane: {url: 'dir://policies'}", want: `"dir://policies" is not an absolute folder`},
 		{file: "control_plane: {url: 'a:0'}", want: `"a:0" has no port between 1 and 65535`},
 		{file: "control_plane: {url: ''}", want: "line 1: control_plane.url: empty"},
-		{file: "control_plane: {url: '192.0.2.1:9'}", want: "control_plane.url: 192.0.2.1:9 is another host and TLS is not supported yet"},
-		{file: "control_plane: {url: 'localhost.example:9'}", want: "is another host"},
 		{file: "control_plane: {subscribe_ack_timeout: 5}", want: `line 1: control_plane.subscribe_ack_timeout: "5" has no unit (write 5s)`},
 		{file: "control_plane: {subscribe_ack_timeout: -5s}", want: `"-5s" is negative`},
-		{file: "control_plane: {attach_when_unreachable: cached}", want: "cached is not supported yet (use fail or pending)"},
-		{file: "control_plane: {on_disconnect: open}", want: `"open" is not supported yet (use keep)`},
-		{file: "control_plane: {token_file: /a}", want: "control_plane.token_file: not supported yet"},
-		{file: "control_plane: {tls: {ca_file: /a}}", want: "line 1: control_plane.tls: not supported yet: the control plane would be dialled in plaintext"},
+		{file: "control_plane: {on_disconnect: open}", want: "on_disconnect: is neither keep nor {block: 10m}"},
+		{file: "control_plane: {on_disconnect: {block: 0s}}", want: "on_disconnect: block: 0s is not between 1s and 720h0m0s"},
+		{file: "control_plane: {on_disconnect: {open: 1m}}", want: "on_disconnect: is neither keep nor {block: 10m}"},
+		{file: "control_plane: {attach_when_unreachable: open}", want: `"open" is neither fail nor pending`},
+		{file: "control_plane: {url: [a:1, b]}", want: `"b" is neither host:port`},
+		{file: "control_plane: {url: [a:1, 'dir:///b']}", want: `"dir:///b" is neither host:port`},
+		{file: "control_plane: {heartbeat_interval: 1ms}", want: "heartbeat_interval: 1ms is not between 1s and 10m0s"},
+		{file: "control_plane: {url: a:1, tls: {spiffe_id: 'https://a'}}", want: `"https://a" is not spiffe://DOMAIN/PATH`},
+		{file: "control_plane: {url: a:1, tls: {cert_file: /a}}", want: "control_plane.tls: cert_file and key_file go together"},
+		{file: "control_plane: {url: a:1, tls: {server_name: a, spiffe_id: 'spiffe://a/b'}}", want: "control_plane.tls: server_name and spiffe_id exclude each other"},
+		{file: "control_plane: {url: a:1, insecure: true, tls: {ca_file: /a}}", want: "control_plane.insecure: plaintext is asked for, and tls too"},
+		{file: "control_plane: {url: a:1, insecure: true, token_file: /a}", want: "control_plane.token_file: the token would be sent in plaintext"},
+		{file: "control_plane: {token_file: /a}", want: "control_plane.url: dir:///etc/netfence/policies is in this process"},
+		{file: "control_plane: {tls: {ca_flie: /a}}", want: "unknown key control_plane.tls.ca_flie (did you mean control_plane.tls.ca_file?)"},
 		{file: "guard: {deny: [10.0.0.1/8]}", want: "line 1: guard: line 1: deny rule 1: prefix 10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?"},
 		{file: "guard: {deny: [metadata.internal]}", want: "deny rule 1: metadata.internal is a name; a guard holds addresses (names are a policy's)"},
 		{file: "guard: {deny: [{cidr: 10.0.0.0/8, ttl: 1m}]}", want: "guard deny rule 1: 10.0.0.0/8: a guard rule has no lifetime (leave ttl and expires_at out)"},
@@ -243,7 +286,7 @@ func TestLoadRefuses(t *testing.T) {
 		{environ: "NETFENCE_LOG_LEVEL=loud", want: `environment NETFENCE_LOG_LEVEL: "loud" is none of debug, info, warn, error`},
 		{environ: "NETFENCE_GUARD={deny: [x]}", want: "environment NETFENCE_GUARD: line 1: deny rule 1: x is a name"},
 		{environ: "NETFENCE_GUARD_DENY=10.0.0.0/8", want: "environment NETFENCE_GUARD_DENY: unknown (one variable has it all, NETFENCE_GUARD='{deny: [169.254.0.0/16]}')"},
-		{environ: "NETFENCE_CONTROL_PLANE_TLS_CA_FILE=/a", want: "environment NETFENCE_CONTROL_PLANE_TLS_CA_FILE: not supported yet"},
+		{environ: "NETFENCE_CONTROL_PLANE_TLS_CA_FIL=/a", want: "environment NETFENCE_CONTROL_PLANE_TLS_CA_FIL: unknown (did you mean NETFENCE_CONTROL_PLANE_TLS_CA_FILE?)"},
 		{environ: "NETFENCE_METADATA=a", want: `environment NETFENCE_METADATA: "a" is not name=value`},
 	} {
 		t.Run(test.want, func(t *testing.T) {
@@ -314,8 +357,25 @@ func TestEndpointLoopback(t *testing.T) {
 		"localhost:1": true, "127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "[::ffff:127.0.0.1]:1": true,
 		"192.0.2.1:1": false, "example.org:1": false, "localhost.example.org:1": false, "[2001:db8::1]:1": false,
 	} {
-		if got := (Endpoint{Address: address}).Loopback(); got != want {
+		if got := (Endpoint{Addresses: []string{"127.0.0.1:1", address}}).Loopback(); got != want {
 			t.Errorf("%s: %v, want %v", address, got, want)
+		}
+	}
+}
+
+// Whether policies may travel in plaintext is not decided by leaving something out.
+func TestEncrypted(t *testing.T) {
+	for file, want := range map[string]bool{
+		"url: 192.0.2.1:1": true, "url: a.example:1": true, "url: [127.0.0.1:1, a.example:1]": true,
+		"url: 127.0.0.1:1": false, "url: localhost:1": false, "url: [127.0.0.1:1, '[::1]:1']": false,
+		"url: 127.0.0.1:1, tls: {ca_file: /a}": true, "url: a.example:1, insecure: true": false,
+	} {
+		c, err := Load(write(t, "control_plane: {"+file+"}"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.ControlPlane.Encrypted(); got != want {
+			t.Errorf("%s: %v, want %v", file, got, want)
 		}
 	}
 }

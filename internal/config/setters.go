@@ -91,11 +91,11 @@ func setDaemonID(c *Config, v value) error {
 }
 
 func setURL(c *Config, v value) error {
-	text, err := v.text()
+	list, err := v.list()
 	if err != nil {
 		return err
 	}
-	endpoint, err := parseEndpoint(text)
+	endpoint, err := parseEndpoint(list)
 	if err != nil {
 		return err
 	}
@@ -117,18 +117,6 @@ func setUnreachable(c *Config, v value) error {
 		return errors.New("cached is not supported yet (use fail or pending)")
 	default:
 		return fmt.Errorf("%q is neither fail nor pending", text)
-	}
-	return nil
-}
-
-// setOnDisconnect knows one answer: whatever happens to the control plane, the last good configuration stays.
-func setOnDisconnect(_ *Config, v value) error {
-	text, err := v.text()
-	if err != nil {
-		return err
-	}
-	if text != "keep" {
-		return fmt.Errorf("%q is not supported yet (use keep)", text)
 	}
 	return nil
 }

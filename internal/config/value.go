@@ -212,6 +212,13 @@ func count(field func(*Config) *int) func(*Config, value) error {
 	}
 }
 
+func text(field func(*Config) *string) func(*Config, value) error {
+	return func(c *Config, v value) (err error) {
+		*field(c), err = v.text()
+		return err
+	}
+}
+
 func path(field func(*Config) *string, longest int) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		text, err := v.text()

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,10 +36,11 @@ type Stats struct {
 	DNSQueriesAllowed, DNSQueriesBlocked uint64
 }
 
-// Options of a Client. Dial, Store and DaemonID are required.
+// Options of a Client. Dial, Addresses, Store and DaemonID are required.
 type Options struct {
-	Dial       func(context.Context) (Conn, error) // one connection per stream
-	Address    string                              // of the control plane, for status and errors
+	// Dial connects to one of Addresses, which are dialled in turn: the next one when a stream or a dial has failed.
+	Dial       func(ctx context.Context, address string) (Conn, error) // one connection per stream
+	Addresses  []string
 	Store      *state.Store
 	DaemonID   string            // stable across restarts
 	InstanceID string            // of this run of the daemon
@@ -75,8 +77,8 @@ type Client struct {
 
 // New returns a client that does nothing until Run.
 func New(opts Options) (*Client, error) {
-	if opts.Dial == nil || opts.Store == nil || opts.DaemonID == "" {
-		return nil, errors.New("control client: Dial, Store and DaemonID are required")
+	if opts.Dial == nil || len(opts.Addresses) == 0 || opts.Store == nil || opts.DaemonID == "" {
+		return nil, errors.New("control client: Dial, Addresses, Store and DaemonID are required")
 	}
 	if opts.Heartbeat == 0 {
 		opts.Heartbeat = 30 * time.Second
@@ -92,9 +94,9 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{
 		opts:    opts,
-		log:     opts.Log.With("control_plane", opts.Address),
+		log:     opts.Log.With("control_plane", strings.Join(opts.Addresses, ",")),
 		waiters: make(map[string]*waiter),
-		link:    link{state: Connecting, changed: make(chan struct{})},
+		link:    link{state: Connecting, address: opts.Addresses[0], changed: make(chan struct{})},
 	}
 	// Also measures what the daemon itself adds to a SyncRequest: it must leave room for attachments.
 	if size := c.syncRequestSize(); size > maxEventBytes/2 {
@@ -108,10 +110,11 @@ func New(opts Options) (*Client, error) {
 func (c *Client) Run(ctx context.Context) error {
 	defer c.setLink(Disconnected, nil)
 	failures := 0
-	for {
-		c.setLink(Connecting, nil)
+	for turn := 0; ; turn++ {
+		address := c.opts.Addresses[turn%len(c.opts.Addresses)]
+		c.dialling(address)
 		opened := time.Now()
-		err := c.stream(ctx)
+		err := c.stream(ctx, address)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -127,7 +130,7 @@ func (c *Client) Run(ctx context.Context) error {
 			failures, wait = 0, away.wait
 		}
 		c.setLink(Disconnected, err)
-		c.log.Warn("control plane stream ended; attachments keep what is in force", "err", err, "retry_in", wait)
+		c.log.Warn("control plane stream ended; attachments keep what is in force", "address", address, "err", err, "retry_in", wait)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

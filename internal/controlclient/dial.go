@@ -3,9 +3,12 @@
 package controlclient
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,19 +31,60 @@ const (
 	keepaliveTimeout = 20 * time.Second
 )
 
-// Dial gives the Options.Dial for a control plane at address, host:port or another target of gRPC's.
-func Dial(address string, creds credentials.TransportCredentials, more ...grpc.DialOption) func(context.Context) (Conn, error) {
+// Dialer connects to a server at host:port, or another target of gRPC's.
+type Dialer struct {
+	// Credentials are asked for before each connection: files may have been replaced since.
+	Credentials func(address string) (credentials.TransportCredentials, error)
+	// TokenFile holds a bearer token, read for each call. Empty: none is sent.
+	TokenFile string
+	Options   []grpc.DialOption
+}
+
+// Dial is for Options.Dial.
+func (d Dialer) Dial(_ context.Context, address string) (Conn, error) {
+	creds, err := d.Credentials(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
 	opts := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		// Retries are ours: a retried Connect would repeat a SyncRequest that is out of date.
 		grpc.WithDisableRetry(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-	}, more...)
-	return func(context.Context) (Conn, error) {
-		conn, err := grpc.NewClient(address, opts...)
-		if err != nil {
-			return nil, fmt.Errorf("dial %s: %w", address, err)
-		}
-		return conn, nil
+	}, d.Options...)
+	if d.TokenFile != "" {
+		opts = append(opts, grpc.WithPerRPCCredentials(tokenFile(d.TokenFile)))
 	}
+	// passthrough leaves the name to the dialer among Options, if there is one.
+	conn, err := grpc.NewClient("passthrough:///"+address, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
+	return conn, nil
 }
+
+// maxTokenBytes is what a header may hold.
+const maxTokenBytes = 16 << 10
+
+// tokenFile is a bearer token (RFC 6750) in a file that may be replaced at any time.
+type tokenFile string
+
+func (f tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	data, err := os.ReadFile(string(f))
+	if err != nil {
+		return nil, fmt.Errorf("token: %w", err)
+	}
+	token := bytes.TrimSpace(data)
+	switch {
+	case len(token) == 0:
+		return nil, fmt.Errorf("token: %s: empty", string(f))
+	case len(token) > maxTokenBytes:
+		return nil, fmt.Errorf("token: %s: larger than %d bytes", string(f), maxTokenBytes)
+	case bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+		return nil, errors.New("token: " + string(f) + ": not one word of ASCII")
+	}
+	return map[string]string{"authorization": "Bearer " + string(token)}, nil
+}
+
+// RequireTransportSecurity is for config to say, which permits plaintext to this host.
+func (tokenFile) RequireTransportSecurity() bool { return false }

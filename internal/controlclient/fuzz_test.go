@@ -76,7 +76,7 @@ func FuzzCommand(f *testing.F) {
 		go func() { ended <- kernel.run(ctx) }()
 
 		client, err := New(Options{
-			Dial: func(context.Context) (Conn, error) { return nil, errEnded }, Store: store, DaemonID: "daemon", Log: log,
+			Dial: func(context.Context, string) (Conn, error) { return nil, errEnded }, Addresses: []string{"plane:1"}, Store: store, DaemonID: "daemon", Log: log,
 		})
 		if err != nil {
 			t.Fatal(err)

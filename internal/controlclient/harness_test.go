@@ -116,7 +116,7 @@ func newHarness(t *testing.T, edit ...func(*Options)) *harness {
 	h.kernel.gate <- struct{}{}
 	h.plane = newPlane(t)
 	opts := Options{
-		Dial: h.dial, Address: "plane:1", Store: h.store, DaemonID: "daemon", InstanceID: "instance", Hostname: "host",
+		Dial: h.dial, Addresses: []string{"plane:1"}, Store: h.store, DaemonID: "daemon", InstanceID: "instance", Hostname: "host",
 		Metadata: map[string]string{"zone": "a"}, AckTimeout: 5 * time.Second, Log: log,
 	}
 	for _, e := range edit {

@@ -27,6 +27,7 @@ func (s State) String() string {
 // link is the connection as others see it. A changed link is a new value; changed is closed on the old.
 type link struct {
 	state   State
+	address string // that is dialled, or was last
 	err     error  // what ended the last stream; kept until the next one is Connected
 	ups     uint64 // times that Connected was reached
 	changed chan struct{}
@@ -42,13 +43,24 @@ type Status struct {
 // Status of the connection now.
 func (c *Client) Status() Status {
 	l := c.currentLink()
-	return Status{State: l.state, Address: c.opts.Address, Err: l.err}
+	return Status{State: l.state, Address: l.address, Err: l.err}
 }
+
+// Changed returns a channel that is closed when the state changes: take it, then ask for Status, then wait.
+func (c *Client) Changed() <-chan struct{} { return c.currentLink().changed }
 
 func (c *Client) currentLink() link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.link
+}
+
+// dialling moves to Connecting, with address.
+func (c *Client) dialling(address string) {
+	c.mu.Lock()
+	c.link.address = address
+	c.mu.Unlock()
+	c.setLink(Connecting, nil)
 }
 
 // setLink moves to state. A nil err keeps the last one, except that Connected forgets it.
@@ -58,7 +70,7 @@ func (c *Client) setLink(state State, err error) {
 	if state == Connected && c.link.state == Connected {
 		return
 	}
-	next := link{state: state, err: err, ups: c.link.ups, changed: make(chan struct{})}
+	next := link{state: state, address: c.link.address, err: err, ups: c.link.ups, changed: make(chan struct{})}
 	switch {
 	case state == Connected:
 		next.ups++

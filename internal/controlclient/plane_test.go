@@ -72,7 +72,7 @@ func (p *plane) QueryDns(ctx context.Context, r *netfencev1.DnsQueryRequest) (*n
 	return p.query(ctx, r)
 }
 
-func (p *plane) dial(context.Context) (Conn, error) {
+func (p *plane) dial(context.Context, string) (Conn, error) {
 	return grpc.NewClient("passthrough:///plane",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

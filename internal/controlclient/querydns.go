@@ -43,11 +43,11 @@ func (c *Client) QueryDNS(ctx context.Context, id, name, qtype string) (DNSAnswe
 	request := &netfencev1.DnsQueryRequest{Id: id, Domain: name, QueryType: qtype}
 	response, err := netfencev1.NewControlPlaneClient(conn).QueryDns(ctx, request, grpc.MaxCallRecvMsgSize(maxAnswerBytes))
 	if err != nil {
-		return DNSAnswer{}, fmt.Errorf("control plane %s: query %s %s: %w", c.opts.Address, name, qtype, err)
+		return DNSAnswer{}, fmt.Errorf("control plane %s: query %s %s: %w", c.Status().Address, name, qtype, err)
 	}
 	answer, err := dnsAnswer(response)
 	if err != nil {
-		return DNSAnswer{}, fmt.Errorf("control plane %s: answer for %s %s: %w", c.opts.Address, name, qtype, err)
+		return DNSAnswer{}, fmt.Errorf("control plane %s: answer for %s %s: %w", c.Status().Address, name, qtype, err)
 	}
 	return answer, nil
 }
@@ -57,7 +57,7 @@ func (c *Client) connected() (grpc.ClientConnInterface, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.session == nil || c.link.state != Connected {
-		return nil, &UnavailableError{Address: c.opts.Address, Cause: c.link.err}
+		return nil, &UnavailableError{Address: c.link.address, Cause: c.link.err}
 	}
 	return c.session.conn, nil
 }

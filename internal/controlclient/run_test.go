@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -60,7 +61,7 @@ func TestDialBackoff(t *testing.T) {
 		h.stop()
 	}, func(o *Options) {
 		dials = make(chan time.Time) // belongs to the bubble
-		o.Dial = func(ctx context.Context) (Conn, error) {
+		o.Dial = func(ctx context.Context, _ string) (Conn, error) {
 			select {
 			case dials <- time.Now():
 			case <-ctx.Done():
@@ -255,6 +256,8 @@ func TestSyncAckMayComeLate(t *testing.T) {
 	})
 }
 
+var plaintext = Dialer{Credentials: func(string) (credentials.TransportCredentials, error) { return insecure.NewCredentials(), nil }}
+
 // TestDialOverTCP is the one test with a real socket and a real clock.
 func TestDialOverTCP(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -266,7 +269,9 @@ func TestDialOverTCP(t *testing.T) {
 	netfencev1.RegisterControlPlaneServer(server, p)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	h := newHarness(t, func(o *Options) { o.Dial = Dial(listener.Addr().String(), insecure.NewCredentials()) })
+	h := newHarness(t, func(o *Options) {
+		o.Dial, o.Addresses = plaintext.Dial, []string{listener.Addr().String()}
+	})
 	h.start()
 	s, sync := p.connect()
 	if sync.GetDaemonId() != "daemon" {
@@ -287,7 +292,11 @@ func TestDialOverTCP(t *testing.T) {
 }
 
 func TestDialRefuses(t *testing.T) {
-	if _, err := Dial("\x00", insecure.NewCredentials())(t.Context()); err == nil {
+	if _, err := plaintext.Dial(t.Context(), "\x00"); err == nil {
 		t.Error("dialled nonsense")
+	}
+	broken := Dialer{Credentials: func(string) (credentials.TransportCredentials, error) { return nil, errors.New("no such file") }}
+	if _, err := broken.Dial(t.Context(), "a:1"); err == nil || err.Error() != "dial a:1: no such file" {
+		t.Error(err)
 	}
 }

@@ -64,10 +64,10 @@ type session struct {
 }
 
 // stream dials and holds one stream until it ends, and says why it did.
-func (c *Client) stream(ctx context.Context) error {
+func (c *Client) stream(ctx context.Context, address string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	conn, err := c.opts.Dial(ctx)
+	conn, err := c.opts.Dial(ctx, address)
 	if err != nil {
 		return err
 	}

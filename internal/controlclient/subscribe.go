@@ -55,7 +55,7 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 		}
 		return nil
 	}
-	timeout := &TimeoutError{Address: c.opts.Address, After: c.opts.AckTimeout}
+	timeout := &TimeoutError{Address: c.currentLink().address, After: c.opts.AckTimeout}
 	// Counted from here, as good as from the first send, and not begun anew when the stream breaks.
 	limited, cancel := context.WithTimeoutCause(ctx, c.opts.AckTimeout, timeout)
 	defer cancel()
@@ -87,7 +87,7 @@ func (c *Client) unreachable(l link) error {
 	if c.opts.WhenUnreachable == UnreachablePending {
 		return nil
 	}
-	return &UnavailableError{Address: c.opts.Address, Cause: l.err}
+	return &UnavailableError{Address: l.address, Cause: l.err}
 }
 
 // await waits until an acknowledged policy is in force.

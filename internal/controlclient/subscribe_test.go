@@ -220,7 +220,7 @@ func TestSubscribeUnavailable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}, func(o *Options) {
-		o.Dial = func(context.Context) (Conn, error) { return nil, noRoute }
+		o.Dial = func(context.Context, string) (Conn, error) { return nil, noRoute }
 	})
 }
 
@@ -235,7 +235,7 @@ func TestSubscribeWhileDialing(t *testing.T) {
 			t.Fatalf("after %v: %v", time.Since(start), err)
 		}
 	}, func(o *Options) {
-		o.Dial = func(ctx context.Context) (Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+		o.Dial = func(ctx context.Context, _ string) (Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/netfence/netfence/internal/dnsproxy"
 	"github.com/netfence/netfence/internal/localapi"
 	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
 )
 
 // resolver finds targets in the network namespace that the daemon was started in.
@@ -27,7 +28,16 @@ func (resolver) PID(pid int) (target.Target, error) { return target.ResolvePID(p
 // filter is the kernel as the reconciler drives it.
 type filter struct {
 	*datapath.Datapath
-	dns *dns
+	dns    *dns
+	leased func(id string) bool
+}
+
+// Replace puts in force what the control plane has given for as long as the lease is, if there is to be one.
+func (f filter) Replace(id string, c *policy.Compiled) error {
+	if f.leased(id) {
+		return f.ReplaceLeased(id, c)
+	}
+	return f.Datapath.Replace(id, c)
 }
 
 // Detach also ends what the DNS server counts of the attachment, and sockets that were opened for it.

@@ -37,11 +37,12 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 			return nil, err
 		}
 		opts.Ready = p.folder.Ready
-		opts.Dial = func(ctx context.Context) (controlclient.Conn, error) { return p.folder.Dial(ctx) }
+		opts.Dial = func(ctx context.Context, _ string) (controlclient.Conn, error) { return p.folder.Dial(ctx) }
+		opts.Addresses = []string{c.ControlPlane.URL.String()}
 	} else {
-		opts.Dial = dialRemote(c.ControlPlane.URL.Address, kernel)
+		opts.Dial, opts.Addresses = dialer(c.ControlPlane, kernel).Dial, c.ControlPlane.URL.Addresses
 	}
-	opts.Address = c.ControlPlane.URL.String()
+	opts.Heartbeat = c.ControlPlane.Heartbeat
 	opts.Metadata = c.Metadata
 	opts.AckTimeout = c.ControlPlane.SubscribeAckTimeout
 	opts.MaxCommandBytes = maxCommandBytes

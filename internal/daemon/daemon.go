@@ -83,7 +83,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.lock, err = lock(d.config.RunDir); err != nil {
 		return err
 	}
-	if d.listener, err = localapi.Listen(ctx, d.config.Socket); err != nil {
+	if d.listener, err = localapi.Listen(ctx, d.config.Socket, d.config.SocketGroup); err != nil {
 		return err
 	}
 	if err = datapath.EnsureBPFFS(d.config.BPFDir); err != nil {
@@ -103,6 +103,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		InterfaceHook: interfaceHooks[d.config.InterfaceHook],
 	})
 	if err != nil {
+		return err
+	}
+	if err = d.openLease(); err != nil {
 		return err
 	}
 	if err = d.openDNS(); err != nil {
@@ -155,7 +158,7 @@ func (d *daemon) assemble(version string) error {
 	if err := d.newDNSServer(); err != nil {
 		return err
 	}
-	d.reconciler = reconciler.New(d.store, filter{d.kernel, &d.dns}, reconciler.Options{
+	d.reconciler = reconciler.New(d.store, filter{d.kernel, &d.dns, d.leased}, reconciler.Options{
 		Permanent: func(err error) bool { return errors.Is(err, datapath.ErrFull) },
 		Vanished:  func(err error) bool { return errors.Is(err, datapath.ErrVanished) },
 		Log:       d.log,
@@ -167,6 +170,7 @@ func (d *daemon) assemble(version string) error {
 			s := localapi.Status{Version: version, DaemonID: id, Hostname: hostname}
 			d.control.report(&s)
 			d.reportOrphans(&s)
+			d.reportLease(&s)
 			s.Problems = append(s.Problems, d.kernel.Problems()...)
 			if d.dns.failed != nil {
 				s.Problems = append(s.Problems, d.dns.failed.Error())
@@ -193,6 +197,9 @@ func (d *daemon) stages(version string) []stage {
 	}
 	if d.metrics != nil {
 		stages = append(stages, stage{"metrics", d.caughtUp(func(ctx context.Context) error { return d.serveMetrics(ctx, version) })})
+	}
+	if d.config.ControlPlane.BlockAfter > 0 {
+		stages = append(stages, stage{"lease", d.renewLease})
 	}
 	return append(stages,
 		stage{"control plane", d.caughtUp(d.control.client.Run)},

@@ -8,21 +8,39 @@ import (
 	"syscall"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/pki"
 )
 
-// dialRemote gives the control client connections to address, host:port, in plaintext: config refuses another host
-// unless control_plane.insecure says so.
-func dialRemote(address string, kernel *datapath.Datapath) func(context.Context) (controlclient.Conn, error) {
-	dialer := exemptDialer(kernel)
-	// passthrough leaves the name to the dialer, whose resolver is exempt too.
-	return controlclient.Dial("passthrough:///"+address, insecure.NewCredentials(),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "tcp", address)
-		}))
+// dialer gives the control client its connections.
+func dialer(c config.ControlPlane, kernel *datapath.Datapath) controlclient.Dialer {
+	exempt := exemptDialer(kernel)
+	files := pki.Files{CA: c.TLS.CAFile, Cert: c.TLS.CertFile, Key: c.TLS.KeyFile, CRL: c.TLS.CRLFile}
+	return controlclient.Dialer{
+		TokenFile: c.TokenFile,
+		Options: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return exempt.DialContext(ctx, "tcp", address)
+		})},
+		Credentials: func(address string) (credentials.TransportCredentials, error) {
+			if !c.Encrypted() {
+				return insecure.NewCredentials(), nil
+			}
+			peer := pki.Peer{Name: c.TLS.ServerName, SPIFFEID: c.TLS.SPIFFEID}
+			if host, _, err := net.SplitHostPort(address); err == nil && peer == (pki.Peer{}) {
+				peer.Name = host
+			}
+			config, err := files.Client(peer)
+			if err != nil {
+				return nil, err
+			}
+			return credentials.NewTLS(config), nil
+		},
+	}
 }
 
 // exemptDialer dials past the filters of the devices that the daemon shares with a workload: an attachment of eth0

@@ -67,7 +67,7 @@ func TestControlPlaneBehindEgressFilter(t *testing.T) {
 		serving.Wait()
 	})
 
-	i.config.ControlPlane.URL = config.Endpoint{Address: "192.0.2.2:9000"}
+	i.config.ControlPlane.URL = config.Endpoint{Addresses: []string{"192.0.2.2:9000"}}
 	i.config.ControlPlane.Insecure = true
 	i.start(t)
 	connected := func() bool {

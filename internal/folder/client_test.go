@@ -30,8 +30,8 @@ func TestThroughTheClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, err := controlclient.New(controlclient.Options{
-		Dial:  func(ctx context.Context) (controlclient.Conn, error) { return f.Dial(ctx) },
-		Store: store, DaemonID: "d", Address: "dir://" + dir, Ready: f.Ready, AckTimeout: time.Minute, Log: log,
+		Dial: func(ctx context.Context, _ string) (controlclient.Conn, error) { return f.Dial(ctx) }, Addresses: []string{"folder"},
+		Store: store, DaemonID: "d", Ready: f.Ready, AckTimeout: time.Minute, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestAttachWhileBroken(t *testing.T) {
 	}
 	defer store.Close()
 	client, err := controlclient.New(controlclient.Options{
-		Dial:  func(ctx context.Context) (controlclient.Conn, error) { return f.Dial(ctx) },
+		Dial: func(ctx context.Context, _ string) (controlclient.Conn, error) { return f.Dial(ctx) }, Addresses: []string{"folder"},
 		Store: store, DaemonID: "d", Ready: f.Ready, AckTimeout: time.Minute,
 	})
 	if err != nil {

@@ -27,6 +27,8 @@ var table = map[string][]string{
 	"policy":                        {"internal/spelling"},
 	"internal/target":               {},
 	"internal/testenv":              {},
+	"internal/testenv/authority":    {},
+	"internal/pki":                  {},
 	"internal/wire":                 {api, "policy"},
 	"internal/policyfile":           {"policy", "internal/wire"},
 	"controlplane":                  {api, "policy", "internal/wire"},

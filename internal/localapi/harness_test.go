@@ -71,7 +71,7 @@ func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 	}
 	e.server = New(opts)
 	socket := filepath.Join(dir, "d.sock")
-	listener, err := Listen(t.Context(), socket)
+	listener, err := Listen(t.Context(), socket, "")
 	if err != nil {
 		t.Fatal(err)
 	}

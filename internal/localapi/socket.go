@@ -15,11 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen binds the daemon's socket, mode 0600. A socket that nobody answers on is what a killed daemon left, and is
+// Listen binds the daemon's socket, mode 0600, or 0660 for members of group, if it is not empty. A socket that nobody answers on is what a killed daemon left, and is
 // replaced; one that somebody answers on is an error, and so is anything else at path, a symbolic link included: it
 // is never followed.
-func Listen(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+func Listen(ctx context.Context, path, group string) (net.Listener, error) {
+	var (
+		access access
+		err    error
+		mode   fs.FileMode = 0o700 // of directories that are missing
+	)
+	if group != "" {
+		if access, err = accessOf(group); err != nil {
+			return nil, fmt.Errorf("socket_group: %w", err)
+		}
+		mode = 0o755
+	}
+	if err := os.MkdirAll(filepath.Dir(path), mode); err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	if err := removeStale(ctx, path); err != nil {
@@ -29,7 +40,12 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, cause(err))
 	}
-	return listener, nil
+	if access.group {
+		if err := errors.Join(os.Lchown(path, -1, access.gid), os.Chmod(path, 0o660)); err != nil {
+			return nil, errors.Join(fmt.Errorf("socket %s: %w", path, err), listener.Close())
+		}
+	}
+	return checked{listener, access}, nil
 }
 
 // ownerOnly sets the mode before the socket has a name: Linux creates the file with the mode of the socket's own

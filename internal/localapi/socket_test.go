@@ -12,7 +12,7 @@ import (
 
 func TestListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "d.sock")
-	l, err := Listen(t.Context(), path)
+	l, err := Listen(t.Context(), path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,7 +20,7 @@ func TestListen(t *testing.T) {
 	if err != nil || info.Mode() != os.ModeSocket|0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	_, err = Listen(t.Context(), path)
+	_, err = Listen(t.Context(), path, "")
 	want := "socket " + path + ": in use: another daemon answers there (stop it, or set another path in the key socket)"
 	if err == nil || err.Error() != want {
 		t.Errorf("second: got %v, want %s", err, want)
@@ -40,7 +40,7 @@ func TestListenReplacesStaleSocket(t *testing.T) {
 	if err := stale.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := Listen(t.Context(), path)
+	l, err := Listen(t.Context(), path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestListenTouchesNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{victim, link, dangling, dir} {
-		if _, err := Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "something else than a socket") {
+		if _, err := Listen(t.Context(), path, ""); err == nil || !strings.Contains(err.Error(), "something else than a socket") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
