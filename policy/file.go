@@ -27,6 +27,8 @@ type File struct {
 	Priority int               // the highest matching file decides, ties by Name
 	Policy   *Policy
 	Sets     Sets // as defined in this file
+	// Tests that the file holds, all of which its policy passes.
+	Tests int
 	// Warnings say what is allowed but hardly meant.
 	Warnings []string
 }

@@ -15,6 +15,7 @@ type decoder struct {
 	shared   Sets // from sets.yaml
 	sets     Sets // of this file
 	rules    int  // read so far, sets expanded
+	tests    []test
 	warnings []string
 }
 
@@ -24,6 +25,7 @@ func (d *decoder) file(n *yaml.Node, f *File) error {
 		{"match", func(n *yaml.Node) (err error) { f.Match, err = stringMap(n); return err }},
 		{"priority", func(n *yaml.Node) (err error) { f.Priority, err = integer(n); return err }},
 		{"sets", d.readSets},
+		{"tests", d.readTests},
 	}, d.policyKeys(f.Policy)...)
 	if err := d.policy(n, f.Policy, keys); err != nil {
 		return err
@@ -32,7 +34,8 @@ func (d *decoder) file(n *yaml.Node, f *File) error {
 	if f.Policy.DNS.Mode == DNSProxy {
 		return at(lookup(lookup(n, "dns"), "mode"), "dns.mode proxy needs a remote control plane, which decides the queries")
 	}
-	return nil
+	f.Tests = len(d.tests)
+	return d.runTests(f.Policy)
 }
 
 func (d *decoder) setsFile(n *yaml.Node) error {

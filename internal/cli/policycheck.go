@@ -29,6 +29,7 @@ type fileRecord struct {
 	Error    string         `json:"error,omitempty"`
 	Mode     string         `json:"mode,omitempty"`
 	Rules    int            `json:"rules"`
+	Tests    int            `json:"tests,omitempty"`
 	Warnings []string       `json:"warnings"`
 	Explain  *explainRecord `json:"explain,omitempty"`
 }
@@ -43,6 +44,9 @@ stands for the files in it.
 
 --explain tells what each file would do with a packet: the verdict, and the rule that decides. For a name it tells which
 domain rule decides the query, and whether the addresses of the answer are then open for the port. A file's match is not asked.
+
+A file may hold tests, of the same form: tests: {allow: [pypi.org:443], deny: [169.254.169.254:80]}. One that fails makes the
+file a broken one, here and in a policy folder. The guard is not asked.
 
 The guard of a daemon's configuration is above every policy. It is known here only if --config names that file; NETFENCE_GUARD
 counts with it.`,
@@ -59,9 +63,9 @@ counts with it.`,
 		if len(args) == 0 {
 			return usagef("policy check: name a file or a folder (see `netfenced policy check --help`)")
 		}
-		var asked *question
+		var asked *policy.Packet
 		if explain != "" {
-			q, err := parseQuestion(explain)
+			q, err := policy.ParsePacket(explain)
 			if err != nil {
 				return usagef("policy check: --explain %v", err)
 			}
@@ -124,7 +128,7 @@ func policyFiles(args []string) ([]string, error) {
 	return paths, nil
 }
 
-func checkFile(path string, asked *question, guard *policy.Guard) fileRecord {
+func checkFile(path string, asked *policy.Packet, guard *policy.Guard) fileRecord {
 	r := fileRecord{File: path, Warnings: []string{}}
 	if err := r.check(asked, guard); err != nil {
 		r.Error = err.Error()
@@ -132,7 +136,7 @@ func checkFile(path string, asked *question, guard *policy.Guard) fileRecord {
 	return r
 }
 
-func (r *fileRecord) check(asked *question, guard *policy.Guard) error {
+func (r *fileRecord) check(asked *policy.Packet, guard *policy.Guard) error {
 	if slices.Contains(policyfile.SetsNames, filepath.Base(r.File)) {
 		sets, err := policyfile.ReadSets(r.File)
 		for _, set := range sets {
@@ -150,9 +154,10 @@ func (r *fileRecord) check(asked *question, guard *policy.Guard) error {
 	}
 	r.Mode = p.Mode.String()
 	r.Rules = len(p.Allow) + len(p.Deny) + len(p.DNS.Allow) + len(p.DNS.Deny)
+	r.Tests = file.Tests
 	r.Warnings = append(r.Warnings, file.Warnings...)
 	if asked != nil {
-		r.Explain = asked.explain(p, guard)
+		r.Explain = explain(p, guard, *asked)
 	}
 	return nil
 }
@@ -172,7 +177,11 @@ func (a *app) printCheck(record checkRecord, output format) error {
 		if kind == "" {
 			kind = "sets"
 		}
-		fmt.Fprintf(&results, "%s: ok (%s, rules: %d)\n", r.File, kind, r.Rules)
+		tests := ""
+		if r.Tests > 0 {
+			tests = fmt.Sprintf(", tests: %d", r.Tests)
+		}
+		fmt.Fprintf(&results, "%s: ok (%s, rules: %d%s)\n", r.File, kind, r.Rules, tests)
 		if r.Explain != nil {
 			fmt.Fprintf(&results, "%s: %s %s: %s\n", r.File, r.Explain.Packet, r.Explain.Verdict, r.Explain.Reason)
 		}

@@ -241,3 +241,11 @@ func ruleText(r policy.Rule) string {
 	}
 	return text
 }
+
+func joined[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = v.String()
+	}
+	return strings.Join(texts, ", ")
+}
