@@ -3,12 +3,12 @@
 package controlplane
 
 import (
-	"context"
+	"cmp"
+	"slices"
 	"sync"
 	"time"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
-	"github.com/netfence/netfence/policy"
 )
 
 // absence is how long a daemon that came back has to tell of an attachment that it had before: those that wait for their
@@ -57,10 +57,13 @@ type attachment struct {
 	refused bool // sent was
 	status  Status
 
-	want    *document // decided last; nil: nothing
-	sent    string    // revision of what was sent last, or is in force; empty: not known
-	inForce string    // as far as the daemon told
-	named   *namedPolicy
+	want    *document      // decided last; nil: nothing
+	sent    string         // revision of what was sent last, or is in force; empty: not known
+	inForce string         // as far as the daemon told
+	named   *namedPolicy   // that it is under or, when it moves, on its way to
+	perhaps []*namedPolicy // that it may be under, too
+	moves   bool
+	alone   bool   // the daemon did not have the named policy: send the policy itself
 	number  uint64 // of the command whose result tells of want; 0: none is under way
 	cost    int    // of it
 
@@ -169,6 +172,7 @@ func (d *daemon) refresh(selector *Selector) []*attachment {
 			}
 		}
 	}
+	slices.SortFunc(found, func(a, b *attachment) int { return cmp.Compare(a.id, b.id) })
 	for _, a := range found {
 		d.ask(a)
 	}
@@ -214,6 +218,7 @@ func (d *daemon) take(s *stream, request *netfencev1.SyncRequest) []Attachment {
 		a.absent = true
 		d.reset(a)
 	}
+	s.outstanding = 0 // what was released was another stream's
 	d.named.reset(request.GetPolicies())
 	var fresh []Attachment
 	for _, m := range request.GetAttachments() {
@@ -354,75 +359,4 @@ func (c *ControlPlane) detached(a Attachment, how Detached) {
 	if f := c.opts.OnDetach; f != nil {
 		f(a, how)
 	}
-}
-
-// decide asks the user about an attachment.
-func (d *daemon) decide(ctx context.Context, s *stream, a *attachment) {
-	c := d.plane
-	asked := c.sequence.Load() // before the question: what is decided counts for all that came before
-	d.mu.Lock()
-	if d.stream != s || a.gone {
-		d.mu.Unlock()
-		return
-	}
-	a.due = false
-	view := d.view(a)
-	d.mu.Unlock()
-
-	p, err := c.policy(ctx, view)
-	var doc *document
-	var refused *Refusal
-	if err == nil && p != nil {
-		var invalid error
-		if doc, invalid = c.documents.document(p); invalid != nil {
-			r := refusal(invalid)
-			refused = &r
-		}
-	}
-	d.mu.Lock()
-	if d.stream != s || a.gone {
-		d.mu.Unlock()
-		return
-	}
-	a.asked = asked
-	switch {
-	case doc != nil:
-		a.decided = true
-		d.wants(a, doc)
-		d.queue(a)
-	case refused != nil:
-		d.settle(a, Refused, refused.String())
-	case err != nil:
-		d.settle(a, Undecided, err.Error())
-	default:
-		d.settle(a, Undecided, "")
-	}
-	d.mu.Unlock()
-	if err != nil {
-		c.log.Warn("no decision; the attachment keeps what it has", "daemon", d.id, "attachment", a.id, "err", err)
-	}
-	if refused != nil {
-		c.refused(view, *refused)
-	}
-}
-
-// policy is what the user says.
-func (c *ControlPlane) policy(ctx context.Context, a Attachment) (*policy.Policy, error) {
-	c.mu.RLock()
-	own := c.own[a.ID]
-	c.mu.RUnlock()
-	if own != nil || c.opts.Policy == nil {
-		return own, nil
-	}
-	return c.opts.Policy(ctx, a)
-}
-
-// refused tells the user, or the log, of a decision that did not come into force.
-func (c *ControlPlane) refused(a Attachment, r Refusal) {
-	if f := c.opts.OnRefused; f != nil {
-		f(a, r)
-		return
-	}
-	c.log.Warn("policy refused; the attachment keeps what it has",
-		"daemon", a.DaemonID, "attachment", a.ID, "revision", r.Revision, "reason", r.String())
 }

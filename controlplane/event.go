@@ -162,24 +162,29 @@ func (s *stream) result(m *netfencev1.CommandResult) {
 // answered notes the result of the attachment's latest command.
 func (d *daemon) answered(a *attachment, m *netfencev1.CommandResult) {
 	d.release(a)
+	code := m.GetCode()
+	applied := code == netfencev1.CommandCode_COMMAND_CODE_APPLIED
+	toNamed := a.moves && a.named != nil
+	if a.moves {
+		d.named.moved(a, applied)
+	}
+	if m.GetId() != "" {
+		a.inForce = clip(m.GetRevision())
+		applied = applied || a.inForce == a.sent // refused, but it has the same by an earlier command
+	}
 	status, text := Applied, ""
-	switch code := m.GetCode(); {
-	case code == netfencev1.CommandCode_COMMAND_CODE_APPLIED:
+	switch {
+	case applied:
 		a.inForce, a.pending = a.sent, false
-	case a.named != nil && (code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN || code == netfencev1.CommandCode_COMMAND_CODE_STALE):
-		// It does not hold that policy, or not as it was put. Never name it again, and send what is wanted.
-		d.named.remove(a.named)
-		d.named.leave(a)
-		a.sent = ""
+	case toNamed && (code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN || code == netfencev1.CommandCode_COMMAND_CODE_STALE):
+		// It does not hold that policy, or another content: what put it there was refused.
+		a.sent, a.alone = "", true
 		d.queue(a)
 		return
 	case code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN:
 		status = Gone // its Unsubscribed is on the way
 	default:
 		a.refused = true
-		if m.GetId() != "" {
-			a.inForce = clip(m.GetRevision())
-		}
 		status, text = Refused, Refusal{Violations: violations(m)}.String()
 	}
 	if a.want != nil && a.want.revision == a.sent {

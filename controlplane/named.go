@@ -24,7 +24,7 @@ type namedPolicy struct {
 	name     string
 	revision string            // of what was put last
 	held     string            // of what the daemon is known to hold
-	users    int               // attachments under it
+	users    int               // attachments under it, or perhaps
 	wanted   map[*document]int // by what they are to have
 	puts     map[uint64]put    // under way, by number
 	latest   uint64            // number of the last put
@@ -68,6 +68,16 @@ func (n *named) make() *namedPolicy {
 	}
 }
 
+// moving finds the one whose attachments are all to have want next; nil: none.
+func (n *named) moving(want *document) *namedPolicy {
+	for _, p := range n.byName {
+		if p.users > 1 && p.wanted[want] == p.users {
+			return p
+		}
+	}
+	return nil
+}
+
 // revise notes another content.
 func (n *named) revise(p *namedPolicy, revision string) {
 	if n.byRevision[p.revision] == p {
@@ -85,28 +95,59 @@ func (n *named) remove(p *namedPolicy) {
 	}
 }
 
-// join puts a under p; nil: under a policy of its own.
+// join has a be under p, and nothing else, as the daemon told; nil: under a policy of its own.
 func (n *named) join(a *attachment, p *namedPolicy) {
 	n.leave(a)
-	if p == nil {
-		return
+	if a.named = p; p != nil {
+		p.users++
+		p.count(a.want, 1)
 	}
-	a.named = p
-	p.users++
-	p.count(a.want, 1)
 }
 
+// move has a be on its way to p; nil: to a policy of its own. Until the daemon has answered, it may be under what it was
+// under before, too.
+func (n *named) move(a *attachment, p *namedPolicy) {
+	if a.named != nil {
+		a.perhaps = append(a.perhaps, a.named)
+	}
+	if a.named, a.moves = p, true; p != nil {
+		p.users++
+		p.count(a.want, 1)
+	}
+}
+
+// moved notes what became of it. Where the daemon refused, a is where it was before; as another answer may have been lost,
+// it counts as being perhaps in any of them, which another command to a ends.
+func (n *named) moved(a *attachment, applied bool) {
+	if !applied && a.named != nil {
+		a.perhaps = append(a.perhaps, a.named)
+		a.named = nil
+	}
+	a.moves = false
+	if applied {
+		n.drop(a)
+	}
+}
+
+// leave ends all that a is or may be under.
 func (n *named) leave(a *attachment) {
-	p := a.named
-	if p == nil {
-		return
+	if a.named != nil {
+		a.perhaps = append(a.perhaps, a.named)
 	}
-	a.named = nil
-	p.users--
-	p.count(a.want, -1)
-	if p.users == 0 {
-		n.empty = append(n.empty, p)
+	a.named, a.moves = nil, false
+	n.drop(a)
+}
+
+// drop ends what a only may be under.
+func (n *named) drop(a *attachment) {
+	for _, p := range a.perhaps {
+		p.users--
+		p.count(a.want, -1)
+		if p.users == 0 {
+			n.empty = append(n.empty, p)
+		}
 	}
+	a.perhaps = nil
 }
 
 func (p *namedPolicy) count(want *document, by int) { count(&p.wanted, want, by) }
@@ -130,9 +171,13 @@ func (d *daemon) wants(a *attachment, want *document) {
 	}
 	count(&d.named.wanted, a.want, -1)
 	count(&d.named.wanted, want, 1)
+	for _, p := range a.perhaps {
+		p.count(a.want, -1)
+		p.count(want, 1)
+	}
 	if p := a.named; p != nil {
 		p.count(a.want, -1)
 		p.count(want, 1)
 	}
-	a.want = want
+	a.want, a.alone = want, false
 }

@@ -130,6 +130,10 @@ func (s *stream) command(a *attachment) *netfencev1.ControlCommand {
 		return nil
 	case a.sent == want.revision && a.number != 0:
 		return nil // on its way
+	case (a.refused || a.alone) && a.number == 0 && a.inForce == want.revision:
+		a.sent, a.refused = want.revision, false // what was refused changed nothing
+		s.settle(a)
+		return nil
 	case a.sent == want.revision:
 		s.settle(a)
 		return nil
@@ -142,13 +146,14 @@ func (s *stream) command(a *attachment) *netfencev1.ControlCommand {
 		s.refusals = append(s.refusals, func() { s.plane.refused(view, *r) })
 		return nil
 	}
-	if s.features.Has(wire.NamedPolicies) && s.features.Has(wire.Results) {
-		if p := a.named; p != nil && p.users > 1 && p.wanted[want] == p.users {
+	if s.features.Has(wire.NamedPolicies) && s.features.Has(wire.Results) && !a.alone {
+		certain := a.named != nil && !a.moves
+		if p := a.named; certain && p.users > 1 && p.wanted[want] == p.users {
 			return s.put(p, want)
 		}
 		p := d.named.byRevision[want.revision]
 		switch {
-		case p != nil && p == a.named: // it was put to something else, which was refused
+		case p != nil && p == a.named && certain: // it was put to something else, which was refused
 			d.release(a)
 			a.sent, a.number, a.refused = want.revision, p.latest, false
 			if len(p.puts) == 0 {
@@ -157,14 +162,17 @@ func (s *stream) command(a *attachment) *netfencev1.ControlCommand {
 			}
 			return nil
 		case p != nil:
-			d.named.join(a, p)
+			d.named.move(a, p)
 			return s.toOne(a, s.use(a, p))
 		case d.named.wanted[want] > 1:
 			s.then = a
-			return s.put(d.named.make(), want)
+			if p = d.named.moving(want); p == nil {
+				p = d.named.make()
+			}
+			return s.put(p, want)
 		}
 	}
-	d.named.leave(a)
+	d.named.move(a, nil)
 	return s.toOne(a, s.whole(a))
 }
 
@@ -241,9 +249,14 @@ func (s *stream) put(p *namedPolicy, want *document) *netfencev1.ControlCommand 
 	s.number++
 	d.named.revise(p, want.revision)
 	for _, a := range d.attachments {
-		if a.named == p {
+		switch {
+		case a.named == p && !a.moves:
 			d.release(a)
 			a.sent, a.number, a.refused = want.revision, s.number, false
+		case slices.Contains(a.perhaps, p): // and wants the same, but only an answer of its own tells
+			d.release(a)
+			a.sent, a.refused = "", false
+			d.queue(a)
 		}
 	}
 	m := &netfencev1.NamedPolicy{Name: p.name, Revision: want.revision}

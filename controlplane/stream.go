@@ -17,7 +17,7 @@ import (
 
 const (
 	// greeting is how long a stream may take to say whose it is.
-	greeting = 15 * time.Second
+	greeting = time.Minute
 	// sendTimeout ends a stream whose daemon reads nothing: pings alone would keep it.
 	sendTimeout = time.Minute
 	// publishedCommand is the largest command that a daemon takes which does not say: gRPC's default.

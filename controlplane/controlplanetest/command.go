@@ -43,6 +43,7 @@ func (d *Daemon) receive(s *stream) {
 				close(s.synced)
 			}
 		case command.GetGoAway() != nil:
+			d.count(command)
 			s.sending.Lock()
 			_ = s.grpc.CloseSend() // never fails (grpc.ClientStream)
 			s.sending.Unlock()
@@ -59,15 +60,25 @@ func (d *Daemon) change() {
 	d.changed = make(chan struct{})
 }
 
+func (d *Daemon) count(command *netfencev1.ControlCommand) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.countLocked(command)
+}
+
+func (d *Daemon) countLocked(command *netfencev1.ControlCommand) {
+	m := command.ProtoReflect()
+	if field := m.WhichOneof(m.Descriptor().Oneofs().ByName("command")); field != nil {
+		d.commands[string(field.Name())]++
+	}
+}
+
 // obey applies a command, or not, and says what became of it; nil: no answer is wanted.
 func (d *Daemon) obey(command *netfencev1.ControlCommand) *netfencev1.CommandResult {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer d.change()
-	m := command.ProtoReflect()
-	if field := m.WhichOneof(m.Descriptor().Oneofs().ByName("command")); field != nil {
-		d.commands[string(field.Name())]++
-	}
+	d.countLocked(command)
 	result := &netfencev1.CommandResult{Number: command.GetNumber(), Id: command.GetId(), Code: netfencev1.CommandCode_COMMAND_CODE_APPLIED}
 	a := d.attachments[command.GetId()]
 	var err error
@@ -120,8 +131,11 @@ func (d *Daemon) apply(a *attachment, command *netfencev1.ControlCommand) error 
 	next, name := held{revision: command.GetRevision()}, ""
 	if ref != nil {
 		p := d.named[ref.GetName()]
-		if p == nil || ref.GetRevision() != "" && ref.GetRevision() != p.revision {
-			return errors.New("no such named policy")
+		if p == nil {
+			return errUnknown
+		}
+		if ref.GetRevision() != "" && ref.GetRevision() != p.revision {
+			return errStale
 		}
 		next, name = *p, ref.GetName()
 	} else {

@@ -46,7 +46,7 @@ func Serve(t testing.TB, plane *controlplane.ControlPlane) *Server {
 	return s
 }
 
-// Dial opens a connection to the server, in plaintext. The caller closes it.
+// Dial opens a connection to the server, in plaintext, until the test ends.
 func (s *Server) Dial(t testing.TB, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	opts = append([]grpc.DialOption{
@@ -57,17 +57,16 @@ func (s *Server) Dial(t testing.TB, opts ...grpc.DialOption) *grpc.ClientConn {
 	if err != nil {
 		t.Fatalf("control plane: %v", err)
 	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Errorf("control plane: %v", err)
+		}
+	})
 	return conn
 }
 
 // Connect makes a daemon and connects it, until the test ends or Disconnect.
 func (s *Server) Connect(t testing.TB, config Config) *Daemon {
 	t.Helper()
-	conn := s.Dial(t)
-	t.Cleanup(func() {
-		if err := conn.Close(); err != nil {
-			t.Errorf("daemon %s: %v", config.ID, err)
-		}
-	})
-	return Connect(t, conn, config)
+	return Connect(t, s.Dial(t), config)
 }
