@@ -88,7 +88,7 @@ func TestThroughTheClient(t *testing.T) {
 	waitFor("2", func(p *policy.Policy) bool { return p.Mode == policy.ModeBlockAll })
 
 	files{"a.yaml": strict2}.write(t, dir)
-	f.load()
+	f.Load()
 	waitFor("1", func(p *policy.Policy) bool { return p.Allow[0].Prefix.String() == "192.0.2.2/32" })
 	if a, _, _ := store.Get("1"); a.PolicyRevision != f.revisionOf("a.yaml") {
 		t.Errorf("revision %q", a.PolicyRevision)

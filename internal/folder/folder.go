@@ -3,6 +3,8 @@
 // Package folder is the embedded control plane: it decides over the files of a policy folder. All else is package
 // controlplane's, which speaks to the daemon as it does to those of a fleet.
 //
+// Source is its reading and deciding alone, for files that lie anywhere.
+//
 // A broken file keeps its last good state. One that is broken when the folder is opened has none, and
 // what it would have decided is unknown: until it is mended or removed, no new attachment is given a
 // policy (Ready), and existing ones keep what is in force, because a laxer file must not decide in its
@@ -11,13 +13,9 @@ package folder
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net"
-	"path/filepath"
-	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -25,62 +23,31 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/netfence/netfence/controlplane"
-	"github.com/netfence/netfence/policy"
 )
-
-// Options of a Folder. Dir is required.
-type Options struct {
-	Dir     string
-	Default *policy.Policy // for an attachment that no file matches; nil: block-all
-	// What the daemon takes: a file that goes beyond is broken. Zero: no limit of bytes, policy's of rules.
-	MaxCommandBytes int
-	Limits          policy.Limits
-	Guard           *policy.Guard
-	Log             *slog.Logger // nil: slog.Default
-}
 
 // Folder is an open policy folder. Its methods may be called from any goroutine.
 type Folder struct {
-	opts     Options
-	log      *slog.Logger
-	fallback decision // the default policy
+	*Source
 	plane    *controlplane.ControlPlane
 	listener *bufconn.Listener
-
-	mu       sync.Mutex
-	snapshot *snapshot // replaced, never edited
 }
 
-// Open reads the folder once, so that Ready and Errors answer from the start. A folder that is missing,
+// Open reads the folder of Options.Dir once, so that Ready and Errors answer from the start. A folder that is missing,
 // unreadable or broken is no error of Open's.
 func Open(opts Options) (*Folder, error) {
-	dir, err := filepath.Abs(opts.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("policy folder %s: %w", opts.Dir, err)
-	}
-	opts.Dir = dir
-	if opts.Default == nil {
-		opts.Default = policy.BlockAll()
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
-	}
-	f := &Folder{
-		opts:     opts,
-		log:      opts.Log.With("folder", dir),
-		listener: bufconn.Listen(1 << 16),
-		snapshot: &snapshot{unread: true},
-	}
-	if f.fallback, err = newDecision("default_policy", opts.Default, &opts); err != nil {
-		return nil, fmt.Errorf("default_policy: %w", err)
+	f := &Folder{listener: bufconn.Listen(1 << 16)}
+	opts.Changed = func([]Change) { f.plane.Refresh(controlplane.Selector{}) }
+	var err error
+	if f.Source, err = NewSource(opts); err != nil {
+		return nil, err
 	}
 	f.plane, err = controlplane.New(controlplane.Options{
-		Policy: f.policy, OnRefused: f.refused, ServerID: "policy-folder", Attachments: math.MaxInt32, Log: f.log,
+		Policy: f.Policy, OnRefused: f.refused, ServerID: "policy-folder", Attachments: math.MaxInt32, Log: f.log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	f.load()
+	f.Load()
 	return f, nil
 }
 
@@ -89,7 +56,7 @@ func (f *Folder) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup
-	watching.Go(func() { f.watch(ctx) })
+	watching.Go(func() { f.Watch(ctx) })
 	err := f.serve(ctx)
 	cancel()
 	watching.Wait()
@@ -113,22 +80,11 @@ func (f *Folder) serve(ctx context.Context) error {
 	return nil
 }
 
-// policy decides for an attachment. What is in force of one that was not decided here, or not yet, may be the decision of
-// a file that is broken since: then it is left alone, as is one that has no policy at all.
-func (f *Folder) policy(_ context.Context, a controlplane.Attachment) (*policy.Policy, error) {
-	s := f.current()
-	decided := f.decide(s, a.Metadata)
-	if len(s.blocked) > 0 && !a.Decided && (a.Pending || a.Revision != decided.revision) {
-		return nil, nil
-	}
-	return decided.policy, nil
-}
-
 // refused tells the operator which file the kernel or the daemon did not take. The daemon keeps it with the attachment;
 // sending the same again would be refused again.
 func (f *Folder) refused(a controlplane.Attachment, r controlplane.Refusal) {
 	f.log.Error("policy refused; the attachment keeps what is in force", "attachment", a.ID,
-		"policy", f.decide(f.current(), a.Metadata).source, "reason", r.String())
+		"policy", f.Decides(a.Metadata), "reason", r.String())
 }
 
 // Dial connects to the folder as a control plane. While Run does not run, the connection waits.
@@ -138,89 +94,4 @@ func (f *Folder) Dial(context.Context) (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return f.listener.DialContext(ctx)
 		}))
-}
-
-// Ready tells why no new attachment can be given a policy: the files that are broken since the folder
-// was opened. The local API asks it, through controlclient.Options.Ready, before an attach waits.
-func (f *Folder) Ready() error { return errors.Join(f.current().blocked...) }
-
-// Errors are what is wrong with the folder now, each with its file's name.
-func (f *Folder) Errors() []error { return f.current().errs }
-
-func (f *Folder) current() *snapshot {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.snapshot
-}
-
-// decide gives the policy for an attachment with this metadata.
-func (f *Folder) decide(s *snapshot, metadata map[string]string) decision {
-	if g := s.decide(metadata); g != nil {
-		return g.decision
-	}
-	return f.fallback
-}
-
-// load reads the folder and tells what became right or wrong since the last time.
-func (f *Folder) load() {
-	old := f.current()
-	next := read(&f.opts, old)
-	if next == old {
-		return
-	}
-	f.mu.Lock()
-	f.snapshot = next
-	f.mu.Unlock()
-	f.plane.Refresh(controlplane.Selector{})
-
-	for _, err := range next.errs {
-		switch {
-		case slices.ContainsFunc(old.errs, func(known error) bool { return known.Error() == err.Error() }):
-		case slices.Contains(next.blocked, err):
-			f.log.Error("policy broken from the start; new attachments are refused until it is mended or removed", "err", err)
-		default:
-			f.log.Error("policy broken; its last good state, if it had one, is kept", "err", err)
-		}
-	}
-	for _, g := range next.deciding {
-		if !slices.Contains(old.deciding, g) {
-			for _, warning := range g.file.Warnings {
-				f.log.Warn("policy", "file", g.file.Name, "warning", warning)
-			}
-		}
-	}
-	if next.missing && !old.missing {
-		f.log.Warn("policy folder does not exist; it counts as empty")
-	}
-	if len(next.errs) == 0 && len(old.errs) > 0 {
-		f.log.Info("policy folder is in order again", "files", len(next.deciding))
-	}
-}
-
-// watch reads the folder whenever it may have changed.
-func (f *Folder) watch(ctx context.Context) {
-	hints := make(chan struct{}, 1)
-	load := f.load
-	notifier, err := newNotifier(f.opts.Dir)
-	if err != nil {
-		// inotify instances are a limit of the machine (fs.inotify.max_user_instances).
-		f.log.Warn("policy folder is not watched, only read periodically", "every", rescan, "err", err)
-	} else {
-		load = func() {
-			if err := notifier.arm(); err != nil {
-				f.log.Warn("policy folder is not watched, only read periodically", "every", rescan, "err", err)
-			}
-			f.load()
-		}
-		var running sync.WaitGroup
-		defer running.Wait()
-		running.Go(func() { notifier.run(ctx, hints, func(err error) { f.log.Warn("policy folder watch", "err", err) }) })
-		defer func() {
-			if err := notifier.close(); err != nil {
-				f.log.Warn("policy folder watch", "err", err)
-			}
-		}()
-	}
-	load()
-	reload(ctx, hints, load)
 }

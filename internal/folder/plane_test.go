@@ -88,7 +88,7 @@ func TestChangeReachesOnlyWhatItChanges(t *testing.T) {
 	before := d.Commands()["bulk_update"]
 
 	files{"a.yaml": strict2}.write(t, dir)
-	f.load()
+	f.Load()
 	f.settled(t)
 	allows(t, d, first, "192.0.2.2")
 	allows(t, d, second, "")
@@ -96,7 +96,7 @@ func TestChangeReachesOnlyWhatItChanges(t *testing.T) {
 		t.Errorf("%d updates, want one", n)
 	}
 	files{"a.yaml": "", "b.yaml": lax}.write(t, dir)
-	f.load()
+	f.Load()
 	f.settled(t)
 	for _, id := range []string{first, second} {
 		if got := d.Policy(id); got.Mode != policy.ModeDisabled {
@@ -104,7 +104,7 @@ func TestChangeReachesOnlyWhatItChanges(t *testing.T) {
 		}
 	}
 	files{"b.yaml": broken}.write(t, dir)
-	f.load()
+	f.Load()
 	if got := d.Policy(d.Attach(t, "/4", nil)); got.Mode != policy.ModeDisabled {
 		t.Errorf("got %+v, want the last good state", got)
 	}
@@ -136,7 +136,7 @@ func TestBrokenFromTheStart(t *testing.T) {
 
 	// What b.yaml decided already follows it; nothing else is touched.
 	files{"b.yaml": "mode: allowlist\nallow: [192.0.2.9]\n"}.write(t, dir)
-	f.load()
+	f.Load()
 	if outcome := f.settled(t); outcome.Applied != 1 || outcome.Undecided < 1 {
 		t.Errorf("outcome %+v", outcome)
 	}
@@ -145,7 +145,7 @@ func TestBrokenFromTheStart(t *testing.T) {
 	allows(t, d, waits, "")
 
 	files{"a.yaml": strict2}.write(t, dir)
-	f.load()
+	f.Load()
 	d.WaitPolicy(t, waits, func(p *policy.Policy) bool { return p.Mode == policy.ModeAllowlist })
 	f.settled(t)
 	allows(t, d, byA, "192.0.2.2")
@@ -161,7 +161,7 @@ func TestRefusedIsNotRepeated(t *testing.T) {
 	id := d.Attach(t, "/1", acme)
 	d.Refuse(func(string, *policy.Policy) error { return errors.New("no room in the kernel's map") })
 	files{"a.yaml": strict2}.write(t, dir)
-	f.load()
+	f.Load()
 	f.settled(t)
 	f.settled(t)
 	if n := d.Commands()["bulk_update"]; n != 1 {
@@ -169,7 +169,7 @@ func TestRefusedIsNotRepeated(t *testing.T) {
 	}
 	d.Refuse(nil)
 	files{"a.yaml": strings.ReplaceAll(strict, "192.0.2.1", "192.0.2.3")}.write(t, dir)
-	f.load()
+	f.Load()
 	f.settled(t)
 	allows(t, d, id, "192.0.2.3")
 }

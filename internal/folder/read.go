@@ -4,6 +4,7 @@ package folder
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -19,9 +20,9 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// reader makes one snapshot from the folder and the snapshot before.
+// reader makes one snapshot from the files and the snapshot before.
 type reader struct {
-	dir     string
+	files   Files
 	old     *snapshot
 	entries map[string]entry
 	changed bool
@@ -29,12 +30,12 @@ type reader struct {
 
 // read makes the snapshot that follows old; old itself when nothing changed.
 func read(opts *Options, old *snapshot) *snapshot {
-	names, err := policyFiles(opts.Dir)
+	names, err := opts.Files.Names()
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		return old.unreadable(fmt.Errorf("policy folder: %w", err))
+		return old.unreadable(err)
 	}
-	r := reader{dir: opts.Dir, old: old, entries: make(map[string]entry)}
+	r := reader{files: opts.Files, old: old, entries: make(map[string]entry)}
 	r.changed = missing != old.missing || old.err != nil || old.unread
 
 	shared, sum := make(policy.Sets), sha256.New()
@@ -77,19 +78,19 @@ func read(opts *Options, old *snapshot) *snapshot {
 // read takes one file over from the old snapshot when its content, and the sets that it may use, are the
 // same, and parses it otherwise.
 func (r *reader) read(name string, sets []byte, parse func([]byte) (*good, error)) {
-	data, err := readFile(filepath.Join(r.dir, name))
+	data, revision, err := r.files.Read(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(filepath.Join(r.dir, name)); errors.Is(err, fs.ErrNotExist) {
-			return // removed since the folder was listed; else a link that leads nowhere
-		}
+		return // removed since the files were listed
 	}
 	old, known := r.old.entries[name]
-	e := entry{good: old.good}
+	e := entry{good: old.good, revision: revision}
 	if err != nil {
 		e.err = fmt.Errorf("policy %s: %w", name, err)
 	} else {
 		e.sum = sha256.Sum256(slices.Concat(sets, data))
 		if known && e.sum == old.sum {
+			r.changed = r.changed || revision != old.revision
+			old.revision = revision
 			r.entries[name] = old
 			return
 		}
@@ -105,20 +106,46 @@ func (r *reader) read(name string, sets []byte, parse func([]byte) (*good, error
 	r.entries[name] = e
 }
 
-// policyFiles lists *.yaml and *.yml by name, without hidden files: those are editors' and kubelet's.
-func policyFiles(dir string) ([]string, error) {
-	listed, err := os.ReadDir(dir)
+// Directory gives the files of a folder on this machine.
+func Directory(path string) Files { return directory(path) }
+
+type directory string
+
+// Names lists *.yaml and *.yml, without hidden files: those are editors' and kubelet's.
+func (d directory) Names() ([]string, error) {
+	listed, err := os.ReadDir(string(d))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("policy folder: %w", err)
 	}
 	var names []string
 	for _, entry := range listed {
-		ext := filepath.Ext(entry.Name())
-		if (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(entry.Name(), ".") {
+		if IsName(entry.Name()) {
 			names = append(names, entry.Name())
 		}
 	}
 	return names, nil
+}
+
+// IsName tells whether a file of this name is a policy file.
+func IsName(name string) bool {
+	ext := filepath.Ext(name)
+	return (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(name, ".")
+}
+
+// Read gives a hash of the content as the revision.
+func (d directory) Read(name string) ([]byte, string, error) {
+	path := filepath.Join(string(d), name)
+	data, err := readFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, lost := os.Lstat(path); lost == nil {
+			return nil, "", fmt.Errorf("is a link that leads nowhere: %v", err)
+		}
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	sum := sha256.Sum256(data)
+	return data, "sha256:" + hex.EncodeToString(sum[:16]), nil
 }
 
 // readFile reads what policy.MaxFile permits and one byte more, which the parser then refuses.

@@ -155,7 +155,7 @@ func TestDecide(t *testing.T) {
 						}
 					})
 				} else {
-					f.load()
+					f.Load()
 				}
 				decided := f.decide(f.current(), acme)
 				if decided.source != step.source || (decided.revision != revision) != step.revised {
@@ -179,7 +179,7 @@ func TestUnchangedFolderKeepsItsSnapshot(t *testing.T) {
 	files{"a.yaml": strict, "b.yaml": broken, "sets.yaml": "sets: {}\n"}.write(t, dir)
 	f := open(t, dir)
 	before := f.current()
-	f.load()
+	f.Load()
 	if f.current() != before {
 		t.Error("a new snapshot of an unchanged folder")
 	}
@@ -200,14 +200,14 @@ func TestFolderMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	files{"a.yaml": strict}.write(t, dir)
-	f.load()
+	f.Load()
 	if got := f.decide(f.current(), acme); got.source != "a.yaml" {
 		t.Errorf("decided by %s", got.source)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	f.load()
+	f.Load()
 	if got := f.decide(f.current(), acme); got.source != "default_policy" || !f.current().missing {
 		t.Errorf("decided by %s", got.source)
 	}
@@ -228,10 +228,10 @@ func TestFolderUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	files{"a.yaml": broken, "b.yaml": strict}.write(t, dir)
-	f.load()
+	f.Load()
 	wantErrors(t, "blocked", f.current().blocked, "a.yaml")
 	files{"a.yaml": ""}.write(t, dir)
-	f.load()
+	f.Load()
 	if err := f.Ready(); err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestFolderUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	files{"policies": "not a directory"}.write(t, filepath.Dir(dir))
-	f.load()
+	f.Load()
 	wantErrors(t, "errors", f.Errors(), "not a directory")
 	if got := f.decide(f.current(), acme); got.source != "b.yaml" || f.Ready() != nil {
 		t.Errorf("decided by %s, ready: %v", got.source, f.Ready())

@@ -17,10 +17,10 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// snapshot is the folder as it was read. It is immutable.
+// snapshot are the files as they were read. It is immutable.
 type snapshot struct {
 	entries map[string]entry // by file name
-	err     error            // the folder itself cannot be read
+	err     error            // the place itself cannot be read
 	unread  bool             // nor could it ever since it was opened
 	missing bool             // it does not exist, and counts as empty
 
@@ -32,9 +32,10 @@ type snapshot struct {
 
 // entry is one file by name.
 type entry struct {
-	sum  [sha256.Size]byte // of its content, and of the sets that it may use
-	good *good             // the last good state; nil: it never was in order
-	err  error             // what is wrong with the content as it is
+	sum      [sha256.Size]byte // of its content, and of the sets that it may use
+	revision string            // of its content, as Files tells it; empty: it could not be read
+	good     *good             // the last good state; nil: it never was in order
+	err      error             // what is wrong with the content as it is
 	// initial: broken since the folder was first read, so that nobody knows what it would decide.
 	initial bool
 }
@@ -62,6 +63,23 @@ func newSnapshot(entries map[string]entry, missing bool) *snapshot {
 	}
 	slices.SortStableFunc(s.deciding, func(a, b *good) int { return cmp.Compare(b.file.Priority, a.file.Priority) })
 	return s
+}
+
+// since lists what differs from an older snapshot.
+func (s *snapshot) since(old *snapshot) []Change {
+	var changes []Change
+	for name, e := range s.entries {
+		if was := old.entries[name]; was.revision != e.revision {
+			changes = append(changes, Change{Name: name, Old: was.revision, New: e.revision, Err: e.err})
+		}
+	}
+	for name, was := range old.entries {
+		if _, ok := s.entries[name]; !ok {
+			changes = append(changes, Change{Name: name, Old: was.revision})
+		}
+	}
+	slices.SortFunc(changes, func(a, b Change) int { return cmp.Compare(a.Name, b.Name) })
+	return changes
 }
 
 // unreadable keeps what the last reading of the folder found.
