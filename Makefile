@@ -12,8 +12,8 @@ FUZZTIME ?= 180
 TOOL := go tool -modfile=tools/go.mod
 
 .PHONY: build
-build: ## build bin/netfenced; needs only Go
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/netfenced ./cmd/netfenced
+build: ## build bin/netfenced and bin/netfence-control; needs only Go
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 .PHONY: demo
 demo: build ## play the story in namespaces of its own (root)

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleet
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/netfence/netfence/controlplane/controlplanetest"
+)
+
+// authority signs certificates for a test.
+type authority struct {
+	t      *testing.T
+	cert   *x509.Certificate
+	key    *ecdsa.PrivateKey
+	serial int64
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t, serial: 1}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1},
+	}
+	var err error
+	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(signed); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// pem is the authority's own certificate.
+func (a *authority) pem() string { return block("CERTIFICATE", a.cert.Raw) }
+
+func block(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+}
+
+// issue signs a certificate for a name: a URI, or of the host.
+func (a *authority) issue(name string, edit ...func(*x509.Certificate)) (cert, key string) {
+	a.t.Helper()
+	a.serial++
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(a.serial), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	if uri, err := url.Parse(name); err == nil && uri.Scheme != "" {
+		template.URIs = []*url.URL{uri}
+	} else {
+		template.DNSNames = []string{name}
+	}
+	for _, e := range edit {
+		e(template)
+	}
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	signed, err := x509.CreateCertificate(rand.Reader, template, a.cert, private.Public(), a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return block("CERTIFICATE", signed), block("PRIVATE KEY", encoded)
+}
+
+// client is what one with such a certificate dials with.
+func (a *authority) client(cert, key string) *tls.Config {
+	a.t.Helper()
+	c := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "control.example"}
+	c.RootCAs.AddCert(a.cert)
+	if cert != "" {
+		pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		// Whatever the server asks for.
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	return c
+}
+
+// revoke makes a list of revoked serial numbers.
+func (a *authority) revoke(until time.Time, serials ...int64) string {
+	a.t.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: until}
+	for _, serial := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: big.NewInt(serial), RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, a.cert, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return block("X509 CRL", der)
+}
+
+// TestCertificates: a daemon is who its certificate says, as long as it is good; the server's own is taken anew when it
+// was rotated.
+func TestCertificates(t *testing.T) {
+	ca, foreign := newAuthority(t), newAuthority(t)
+	put := func(dir string, contents map[string]string) {
+		for name, text := range contents {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	host1, key1 := ca.issue("spiffe://example.org/netfenced/host-1")
+	host2, key2 := ca.issue("spiffe://example.org/netfenced/host-2")
+	revokedSerial := ca.serial
+	s := serve(t, `
+tls: {cert_file: "{dir}/cert", key_file: "{dir}/key", client_ca_file: "{dir}/ca", crl_file: "{dir}/crl"}
+daemons: {names: ["spiffe://example.org/netfenced/{daemon_id}"]}
+api: {listen: "127.0.0.1:0", tokens_file: "{dir}/admins", tls: {cert_file: "{dir}/cert", key_file: "{dir}/key", client_ca_file: "{dir}/ca"}}`,
+		func(dir string) {
+			cert, key := ca.issue("control.example")
+			put(dir, map[string]string{"cert": cert, "key": key, "ca": ca.pem(), "crl": ca.revoke(time.Now().Add(time.Hour))})
+		})
+	connect := func(id string, config *tls.Config) error {
+		d := controlplanetest.New(s.dial(config), controlplanetest.Config{ID: id})
+		defer d.Disconnect()
+		return d.Reconnect()
+	}
+	if err := connect("host-1", ca.client(host1, key1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := connect("host-2", ca.client(host2, key2)); err != nil {
+		t.Fatal(err)
+	}
+	expired, expiredKey := ca.issue("spiffe://example.org/netfenced/host-1", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(-time.Minute)
+	})
+	stray, strayKey := foreign.issue("spiffe://example.org/netfenced/host-1")
+	web, webKey := ca.issue("web.example")
+	for _, refused := range []struct {
+		what   string
+		config *tls.Config
+		code   codes.Code
+		says   string
+	}{
+		{"another daemon's", ca.client(host2, key2), codes.Unauthenticated, "spiffe://example.org/netfenced/host-2, not for daemon"},
+		{"of somebody else", ca.client(web, webKey), codes.Unauthenticated, "web.example, not for daemon"},
+		{"none", ca.client("", ""), codes.Unavailable, "certificate required"},
+		{"expired", ca.client(expired, expiredKey), codes.Unavailable, "expired certificate"},
+		{"another authority's", ca.client(stray, strayKey), codes.Unavailable, "tls: "},
+		{"none, in plaintext", nil, codes.Unavailable, ""},
+	} {
+		err := connect("host-1", refused.config)
+		if status.Code(err) != refused.code || !strings.Contains(err.Error(), refused.says) {
+			t.Errorf("%s: got %v", refused.what, err)
+		}
+	}
+
+	s.write("crl", ca.revoke(time.Now().Add(time.Hour), revokedSerial))
+	eventually(t, "the revoked certificate is refused", func() bool {
+		return connect("host-2", ca.client(host2, key2)) != nil
+	})
+	if err := connect("host-1", ca.client(host1, key1)); err != nil {
+		t.Errorf("one that is not revoked: %v", err)
+	}
+	s.write("crl", ca.revoke(time.Now().Add(-time.Minute)))
+	eventually(t, "a list that is out of date admits nobody", func() bool {
+		return connect("host-1", ca.client(host1, key1)) != nil
+	})
+	s.write("crl", ca.revoke(time.Now().Add(time.Hour)))
+	eventually(t, "a good list admits again", func() bool {
+		return connect("host-1", ca.client(host1, key1)) == nil
+	})
+
+	// A daemon's certificate is not enough for the API, and a token not without a certificate.
+	s.tls = ca.client(host1, key1)
+	if r := s.request("", "GET", "/v1/daemons", ""); r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("without a token: %v", r)
+	}
+	if r := s.request(s.admin, "GET", "/v1/daemons", ""); r.StatusCode != http.StatusOK {
+		t.Errorf("with both: %v", r)
+	}
+	naked := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.client("", ""), DisableKeepAlives: true}}
+	if answered, err := naked.Get("https://" + s.APIAddress() + "/healthz"); err == nil {
+		answered.Body.Close()
+		t.Error("without a certificate: answered")
+	}
+
+	cert, key := ca.issue("renewed.example")
+	s.write("cert", cert) // one without the other is not used
+	s.write("key", key)
+	renewed := ca.client(host1, key1)
+	renewed.ServerName = "renewed.example"
+	eventually(t, "the renewed certificate is used", func() bool { return connect("host-1", renewed) == nil })
+}
