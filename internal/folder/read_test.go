@@ -128,9 +128,6 @@ func TestDecide(t *testing.T) {
 		{"needs a remote control plane", []step{
 			{files{"a.yaml": "mode: allowlist\ndns: {mode: proxy}\n"}, "default_policy", true, []string{"remote control plane"}, []string{broke}},
 		}},
-		{"not supported yet", []step{
-			{files{"a.yaml": "mode: allowlist\ndns: {forward: [{zone: corp, to: original}]}\n"}, "default_policy", true, []string{"dns.forward[0].original: not supported yet"}, []string{broke}},
-		}},
 		{"too large a command", []step{
 			{files{"a.yaml": "mode: allowlist\nallow:\n" + strings.Repeat("  - 192.0.2.1\n", 5000)}, "default_policy", true, []string{"fewer rules"}, []string{broke}},
 		}},
