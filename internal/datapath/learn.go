@@ -102,6 +102,13 @@ func (d *Datapath) at(index uint32) *attachment {
 // *LimitError if it is the attachment's own.
 //
 // A grant is only ever extended: a shorter TTL does not cut access given before.
+//
+// What the kernel holds already, and was told of within a second, it is not told
+// again. That is as safe as writing it: the locks are held that whoever cuts a
+// name, sweeps or detaches takes; the policies are those that the lessons come
+// from; the memory is what the maps are by now, and its entries were counted as
+// lessons before the locks were given back. A cut that is prepared, but not yet in
+// force, makes a name unknown here.
 func (d *Datapath) Learn(lessons []Lesson) error {
 	held, err := d.lockMembers(lessons)
 	defer held.unlock()
@@ -111,6 +118,9 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 	now, err := BootClock()
 	if err != nil {
 		return err
+	}
+	if d.holds(held, lessons, now) {
+		return nil
 	}
 	changes, err := d.teach(held, lessons, now)
 	if errors.Is(err, ErrFull) && d.makeRoom(held, now) {
@@ -140,6 +150,38 @@ func (d *Datapath) Learn(lessons []Lesson) error {
 		}
 	}
 	return nil
+}
+
+// holds reports whether all that the lessons teach is in the kernel, for as long
+// as they say but for a little of the grace.
+func (d *Datapath) holds(held members, lessons []Lesson, now time.Duration) bool {
+	for i := range lessons {
+		l := &lessons[i]
+		until := now + max(l.TTL, 0) + d.limits.grace - min(refreshInterval, d.limits.grace/8)
+		if len(l.Addrs) > 0 && !held.at(l.Member.Index).memory.has(l, now, until) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *memory) has(l *Lesson, now, until time.Duration) bool {
+	id, known := m.ids[nameKey{text: l.Name, grant: l.Grant.Key(), proxy: l.Grant.Proxy}]
+	if n := m.names[id]; !known || n.cut != 0 || now >= n.learned+refreshInterval {
+		return false
+	}
+	places := grantPlaces(l.Grant)
+	for _, addr := range l.Addrs {
+		gs := m.addrs[canonicalAddr(addr)]
+		for _, p := range places {
+			if !slices.ContainsFunc(gs, func(g grant) bool {
+				return g.name == id && g.first == p.first && g.last == p.last && g.match == p.match && g.deadline >= until
+			}) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // countLesson has the programs look anew at what they have not found before. It

@@ -67,7 +67,16 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		s.note(q, chain, r, discovery+" is answered here")
 		return q.negative(dns.RcodeSuccess), nil
 	}
-	m, failed := s.message(ctx, q, r, chain, known)
+	var m *dns.Msg
+	var failed *failure
+	if r.given {
+		m = r.givenAnswer(q)
+	} else if failed = s.find(ctx, q, r, chain, known); failed == nil {
+		if s.isPlain(q, r, known) {
+			return s.answerPlain(q, chain, r, known, last)
+		}
+		m, failed = known.message()
+	}
 	if failed != nil {
 		s.note(q, chain, r, failed.text+colon(failed.detail))
 		return q.fail(append(failed.upstream, extra{failed.code, failed.text})...), nil
@@ -91,9 +100,38 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 	return s.teach(q, chain, r, m, f, last)
 }
 
-// teach has the kernel learn the addresses of an answer, and only then makes
-// the message that holds them.
-func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered, last bool) ([]byte, error) {
+// isPlain reports whether nobody has anything to change in the answer that was found.
+func (s *Server) isPlain(q *query, r *ruling, known *asked) bool {
+	p := known.answer.plain
+	if p == nil || known.stale || len(r.voices) == 0 || len(p.msg)+len(appendOPT(nil, false)) > q.maxSize {
+		return false
+	}
+	for i := range r.voices {
+		if r.voices[i].Names.Audit {
+			return false
+		}
+	}
+	return s.AllowPrivateAnswers || !p.surprises && !slices.ContainsFunc(p.addrs, s.host.has)
+}
+
+// answerPlain is what the rest of answer does, for such an answer.
+func (s *Server) answerPlain(q *query, chain []datapath.Member, r *ruling, known *asked, last bool) ([]byte, error) {
+	p := known.answer.plain
+	f := &filtered{addrs: p.addrs, aliases: p.aliases, ttl: known.left(p.ttl)}
+	if r.cloaked(f) {
+		s.record(q, r, r.why)
+		return s.refuse(q, r.code, r.why), nil
+	}
+	if reply, held, err := s.learn(q, r, f, last); !held {
+		return reply, err
+	}
+	s.note(q, chain, r, "")
+	return p.answer(q, &known.found, seconds(s.life(f))), nil
+}
+
+// learn has the kernel learn the addresses of an answer. held: it has; otherwise
+// reply is what the client is told instead.
+func (s *Server) learn(q *query, r *ruling, f *filtered, last bool) (reply []byte, held bool, err error) {
 	var lessons []datapath.Lesson
 	for i := range r.voices {
 		v := &r.voices[i]
@@ -106,16 +144,25 @@ func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 	}
 	if len(lessons) > 0 {
 		if err := s.Kernel.Learn(lessons); errors.Is(err, datapath.ErrStale) {
-			return nil, err
+			return nil, false, err
 		} else if err != nil {
-			return s.unlearned(q, r, err), nil
+			return s.unlearned(q, r, err), false, nil
 		}
 	}
 	if err := s.teachAudited(q, r, f, last); err != nil {
-		return nil, err
+		return nil, false, err
+	}
+	return nil, true, nil
+}
+
+// teach has the kernel learn the addresses of an answer, and only then makes
+// the message that holds them.
+func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered, last bool) ([]byte, error) {
+	if reply, held, err := s.learn(q, r, f, last); !held {
+		return reply, err
 	}
 	reply := q.reply(m.Rcode)
-	reply.AuthenticatedData = m.AuthenticatedData && !f.altered && !r.given && (q.msg.AuthenticatedData || q.do())
+	reply.AuthenticatedData = m.AuthenticatedData && !f.altered && !r.given && (q.ad || q.do)
 	reply.Answer, reply.Ns = f.answer, f.authority
 	// A client may hold an address for as long as the kernel does and no longer:
 	// past MaxTTL it would connect to what is closed. The kernel's grace covers
@@ -179,7 +226,7 @@ func (s *Server) notLearned(q *query, r *ruling, err error) string {
 // queries nobody filters, for ttl at most.
 func (q *query) passOn(m *dns.Msg, ttl uint32) []byte {
 	reply := q.reply(m.Rcode)
-	reply.AuthenticatedData = m.AuthenticatedData && (q.msg.AuthenticatedData || q.do())
+	reply.AuthenticatedData = m.AuthenticatedData && (q.ad || q.do)
 	reply.Answer, reply.Ns = m.Answer, m.Ns
 	for _, rr := range m.Extra {
 		switch rr.Header().Rrtype {

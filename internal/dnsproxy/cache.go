@@ -27,6 +27,8 @@ const (
 type answer struct {
 	wire []byte // as it came, with the question in lower case
 	life time.Duration
+	// plain is what is left of it for those who ask, if that is simple.
+	plain *plain
 }
 
 // found is what becomes of a request.
@@ -168,7 +170,13 @@ func (c *cache) land(key []byte, wire []byte, failed *failure) {
 	}
 }
 
-func (e *entry) size() int { return 2*len(e.key) + len(e.answer.wire) + entryBytes }
+func (e *entry) size() int {
+	n := 2*len(e.key) + len(e.answer.wire) + entryBytes
+	if p := e.answer.plain; p != nil {
+		n += len(p.msg) + 8*len(p.ttls) + 24*len(p.addrs) + 32*len(p.aliases)
+	}
+	return n
+}
 
 // keep has an answer, and makes room for it. The caller holds c.mu.
 func (c *cache) keep(key string, a *answer, now time.Time) {

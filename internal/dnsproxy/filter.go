@@ -48,8 +48,8 @@ func filter(q *query, m *dns.Msg, permits func(netip.Addr) bool) (*filtered, err
 			f.keep(kept)
 		}
 	}
-	f.authority = authority(m.Ns, owner, q.do())
-	if q.do() {
+	f.authority = authority(m.Ns, owner, q.do)
+	if q.do {
 		f.signatures(m.Answer)
 	}
 	return f, nil

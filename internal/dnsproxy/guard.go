@@ -94,7 +94,11 @@ func (h *hostAddrs) has(addr netip.Addr) bool {
 // surprising reports whether an answer must not point to addr: a name in
 // somebody else's hands would open what is behind the filter.
 func (s *Server) surprising(addr netip.Addr) bool {
-	return slices.ContainsFunc(guarded, func(p netip.Prefix) bool { return p.Contains(addr) }) || s.host.has(addr)
+	return reserved(addr) || s.host.has(addr)
+}
+
+func reserved(addr netip.Addr) bool {
+	return slices.ContainsFunc(guarded, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // permits reports whether an answer may hold addr: for every member that is not

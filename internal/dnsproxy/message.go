@@ -24,15 +24,17 @@ type query struct {
 	dns.Question // as the client wrote it
 	// name is Name in lower case without the final dot. It is what rules judge
 	// and what is asked upstream.
-	name    string
-	plain   bool // nothing in Name had to be escaped
-	msg     *dns.Msg
-	opt     *dns.OPT // nil: the client does not speak EDNS
-	peer    Peer
-	maxSize int // of the answer
+	name       string
+	plain      bool   // nothing in Name had to be escaped
+	wire       []byte // Name as it stands in the message
+	id         uint16
+	rd, ad, cd bool
+	edns       bool // the client speaks it
+	do         bool
+	version    uint8 // of EDNS
+	peer       Peer
+	maxSize    int // of the answer
 }
-
-func (q *query) do() bool { return q.opt != nil && q.opt.Do() }
 
 func (q *query) typeName() string { return dns.Type(q.Qtype).String() }
 
@@ -79,23 +81,11 @@ func parse(b []byte, peer Peer, stream bool) (*query, []byte) {
 	if opcode := int(b[2] >> 3 & 0xf); opcode != dns.OpcodeQuery {
 		return nil, headerOnly(b, dns.RcodeNotImplemented)
 	}
-	m, err := unpack(b)
-	if err != nil || len(m.Question) != 1 || len(m.Answer) > 0 || len(m.Ns) > 0 || m.Truncated {
-		return nil, headerOnly(b, dns.RcodeFormatError)
-	}
-	q := &query{Question: m.Question[0], msg: m, peer: peer, maxSize: dns.MinMsgSize}
-	q.name = strings.ToLower(strings.TrimSuffix(q.Name, "."))
-	q.plain = !strings.Contains(q.Name, `\`)
-	for _, rr := range m.Extra {
-		if opt, ok := rr.(*dns.OPT); ok {
-			if q.opt != nil || opt.Hdr.Name != "." { // RFC 6891 section 6.1.1
-				return nil, headerOnly(b, dns.RcodeFormatError)
-			}
-			q.opt = opt
+	q := &query{peer: peer, maxSize: dns.MinMsgSize}
+	if !q.read(b) {
+		if rcode := q.readAny(b); rcode != dns.RcodeSuccess {
+			return nil, headerOnly(b, rcode)
 		}
-	}
-	if q.opt != nil {
-		q.maxSize = min(max(int(q.opt.UDPSize()), dns.MinMsgSize), ednsBytes)
 	}
 	if stream {
 		q.maxSize = dns.MaxMsgSize
@@ -106,10 +96,77 @@ func parse(b []byte, peer Peer, stream bool) (*query, []byte) {
 	return q, nil
 }
 
+// readAny reads any query.
+func (q *query) readAny(b []byte) (rcode int) {
+	m, err := unpack(b)
+	if err != nil || len(m.Question) != 1 || len(m.Answer) > 0 || len(m.Ns) > 0 || m.Truncated {
+		return dns.RcodeFormatError
+	}
+	q.Question, q.id, q.rd, q.ad, q.cd = m.Question[0], m.Id, m.RecursionDesired, m.AuthenticatedData, m.CheckingDisabled
+	q.edns, q.do, q.version = false, false, 0
+	_, end, err := dns.UnpackDomainName(b, headerBytes)
+	if err != nil {
+		return dns.RcodeFormatError
+	}
+	q.wire = b[headerBytes:end]
+	q.name = strings.ToLower(strings.TrimSuffix(q.Name, "."))
+	q.plain = !strings.Contains(q.Name, `\`)
+	for _, rr := range m.Extra {
+		if opt, ok := rr.(*dns.OPT); ok {
+			if q.edns || opt.Hdr.Name != "." { // RFC 6891 section 6.1.1
+				return dns.RcodeFormatError
+			}
+			q.speaks(opt.UDPSize(), opt.Version(), opt.Do())
+		}
+	}
+	return dns.RcodeSuccess
+}
+
+func (q *query) speaks(size uint16, version uint8, do bool) {
+	q.edns, q.version, q.do = true, version, do
+	q.maxSize = min(max(int(size), dns.MinMsgSize), ednsBytes)
+}
+
+// read reads a query of the common kind: one question for a name without odd
+// characters, and perhaps an OPT record, without options or with a cookie alone.
+func (q *query) read(b []byte) bool {
+	if binary.BigEndian.Uint16(b[4:]) != 1 || binary.BigEndian.Uint32(b[6:]) != 0 || b[10] != 0 || b[11] > 1 || b[2]&0x02 != 0 {
+		return false
+	}
+	at := headerBytes
+	for at < len(b) && b[at] != 0 && b[at] < 0x40 {
+		at += 1 + int(b[at])
+	}
+	if at++; at+4 > len(b) || b[at-1] != 0 || at == headerBytes+1 || at-headerBytes > maxWireName {
+		return false
+	}
+	q.wire = b[headerBytes:at]
+	text, ok := spell(q.wire)
+	if !ok {
+		return false
+	}
+	q.Question = dns.Question{Name: text + ".", Qtype: binary.BigEndian.Uint16(b[at:]), Qclass: binary.BigEndian.Uint16(b[at+2:])}
+	q.name, q.plain = strings.ToLower(text), true
+	q.id, q.rd, q.ad, q.cd = binary.BigEndian.Uint16(b), b[2]&0x01 != 0, b[3]&0x20 != 0, b[3]&0x10 != 0
+	rest := b[at+4:]
+	if b[11] == 0 {
+		return len(rest) == 0
+	}
+	if len(rest) < 11 || rest[0] != 0 || binary.BigEndian.Uint16(rest[1:]) != dns.TypeOPT || len(rest) != 11+int(binary.BigEndian.Uint16(rest[9:])) {
+		return false
+	}
+	if options := rest[11:]; len(options) > 0 &&
+		(len(options) < 12 || binary.BigEndian.Uint16(options) != dns.EDNS0COOKIE || len(options) != 4+int(binary.BigEndian.Uint16(options[2:]))) {
+		return false
+	}
+	q.speaks(binary.BigEndian.Uint16(rest[3:]), rest[6], rest[7]&0x80 != 0)
+	return true
+}
+
 // unsupported sorts out the questions that no rule is asked about.
 func (q *query) unsupported() (rcode int, text string) {
 	switch {
-	case q.opt != nil && q.opt.Version() != 0:
+	case q.version != 0:
 		return dns.RcodeBadVers, ""
 	case q.Qclass != dns.ClassINET:
 		return dns.RcodeRefused, "class " + dns.Class(q.Qclass).String()
@@ -140,8 +197,8 @@ type extra struct {
 
 func (q *query) reply(rcode int) *dns.Msg {
 	m := new(dns.Msg)
-	m.Id, m.Response, m.RecursionAvailable = q.msg.Id, true, true
-	m.RecursionDesired, m.CheckingDisabled = q.msg.RecursionDesired, q.msg.CheckingDisabled
+	m.Id, m.Response, m.RecursionAvailable = q.id, true, true
+	m.RecursionDesired, m.CheckingDisabled = q.rd, q.cd
 	m.Question, m.Rcode, m.Compress = []dns.Question{q.Question}, rcode, true
 	return m
 }
@@ -149,10 +206,10 @@ func (q *query) reply(rcode int) *dns.Msg {
 // pack writes an answer for the client. Explanations reach only those who
 // speak EDNS: others do not understand an OPT record (RFC 6891 section 7).
 func (q *query) pack(m *dns.Msg, extras ...extra) []byte {
-	if q.opt != nil {
+	if q.edns {
 		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}}
 		opt.SetUDPSize(ednsBytes)
-		opt.SetDo(q.opt.Do())
+		opt.SetDo(q.do)
 		for _, e := range extras {
 			if e.text != "" {
 				opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: e.code, ExtraText: clip(e.text)})

@@ -20,23 +20,24 @@ type asked struct {
 	found
 }
 
-// message returns the answer of the control plane, or of the cache or an
-// upstream. It is the caller's to change.
-func (s *Server) message(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) (*dns.Msg, *failure) {
-	if r.given {
-		return r.givenAnswer(q), nil
-	}
+// find has the answer of the cache or an upstream in known.
+func (s *Server) find(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) *failure {
 	servers, err := s.servers(q, r, chain)
 	if err != nil {
-		return nil, &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
+		return &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
 	}
 	if known.answer == nil || !slices.Equal(known.servers, servers) {
 		f := s.wait(ctx, servers, q.request(r))
 		if f.failed != nil {
-			return nil, f.failed
+			return f.failed
 		}
 		*known = asked{servers, f}
 	}
+	return nil
+}
+
+// message is what was found. It is the caller's to change.
+func (known *asked) message() (*dns.Msg, *failure) {
 	m, err := unpack(known.answer.wire)
 	if err != nil {
 		return nil, &failure{code: dns.ExtendedErrorCodeInvalidData, text: "the upstream's answer does not parse"}
@@ -49,9 +50,9 @@ func (s *Server) message(ctx context.Context, q *query, r *ruling, chain []datap
 func (q *query) request(r *ruling) *request {
 	return &request{
 		Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
-		do:       q.do(), ad: q.msg.AuthenticatedData,
+		do:       q.do, ad: q.ad,
 		// What opens the filter is checked whether or not the client wants it.
-		cd: q.msg.CheckingDisabled && len(r.voices) == 0,
+		cd: q.cd && len(r.voices) == 0,
 	}
 }
 
@@ -99,8 +100,10 @@ func (s *Server) lookup(servers []netip.AddrPort, r *request, deadline time.Time
 
 // newAnswer reads a message that a server sent.
 func newAnswer(wire []byte) *answer {
-	a := &answer{wire: wire}
-	if m, err := unpack(wire); err == nil {
+	a := &answer{wire: wire, plain: digest(wire)}
+	if a.plain != nil {
+		a.life = time.Duration(a.plain.life) * time.Second
+	} else if m, err := unpack(wire); err == nil {
 		a.life = lifeOf(m)
 	}
 	return a
@@ -109,7 +112,6 @@ func newAnswer(wire []byte) *answer {
 // count takes from the TTLs of an answer what has passed of them. What is over
 // has a little left, and says so.
 func (f *found) count(m *dns.Msg) {
-	passed := seconds(f.age)
 	if f.stale {
 		opt := m.IsEdns0()
 		if opt == nil {
@@ -121,13 +123,17 @@ func (f *found) count(m *dns.Msg) {
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
 			h := rr.Header()
-			switch {
-			case h.Rrtype == dns.TypeOPT: // has none
-			case f.stale:
-				h.Ttl = min(validTTL(h.Ttl), seconds(staleTTL))
-			default:
-				h.Ttl -= min(passed, h.Ttl)
+			if h.Rrtype != dns.TypeOPT { // which has none
+				h.Ttl = f.left(validTTL(h.Ttl))
 			}
 		}
 	}
+}
+
+// left is what is left of a TTL.
+func (f *found) left(ttl uint32) uint32 {
+	if f.stale {
+		return min(ttl, seconds(staleTTL))
+	}
+	return ttl - min(seconds(f.age), ttl)
 }
