@@ -98,6 +98,25 @@ func TestInterfacesOnTheWayOut(t *testing.T) {
 	escaped(t, outside, nil, nil)
 }
 
+// A device without link-layer headers, as a tunnel that the host sends through.
+func TestTunnelsOnTheWayOut(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Interfaces)
+	w := testenv.NewWorld(t, testenv.Self(t), testenv.TunDevice)
+	d := open(t)
+	tunnel, err := target.ResolveInterface(w.Link, target.Egress, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, index := attach(t, d, tunnel, everywhere())
+	front(t, intercept.OpenInterfaces, d)
+	inside := testenv.Observe(t, w.Workload, "eth0")
+	asked := questions(plainKinds, []string{"10.77.0.2", "10.77.0.53", "fd77::2", "fd77::53"})
+	answered(t, index, asked, ask(t, nil, nil, asked...))
+	if n := inside.Sum(t, testenv.ToPort53).Count; n != 0 {
+		t.Errorf("%d queries went through the tunnel", n)
+	}
+}
+
 // linkLocal is the host's own address on the workload's link.
 func linkLocal(t *testing.T, w *testenv.World, device testenv.Device) string {
 	t.Helper()
