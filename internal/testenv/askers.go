@@ -133,10 +133,10 @@ func (a *Askers) open() ([]*net.UDPConn, error) {
 	return conns, nil
 }
 
-// Answers are waited for as long as resolvers do at the least; who is refused tries again soon.
+// Answers are waited for as long as resolvers do at the least; who is refused tries again sooner than they do.
 const (
 	askersWait  = time.Second
-	askersPause = 5 * time.Millisecond
+	askersPause = 50 * time.Millisecond
 )
 
 func (a *Askers) ask(conns []*net.UDPConn, order askersOrder) (r AskersResult) {
