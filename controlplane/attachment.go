@@ -39,7 +39,7 @@ type Attachment struct {
 	DaemonID string
 	Target   string // name of the interface, or absolute path of the cgroup
 	Type     TargetType
-	Metadata map[string]string // as given on attach; not to be changed
+	Metadata map[string]string // as given on attach
 	Host     string            // host name of the daemon
 	// HostMetadata is the daemon's own, from its configuration; not to be changed.
 	HostMetadata map[string]string
@@ -124,10 +124,8 @@ func (s *Selector) selects(d *daemon, a *attachment) bool {
 	if s.ID != "" && s.ID != a.id {
 		return false
 	}
-	for key, want := range s.Metadata {
-		if got, ok := a.metadata[key]; !ok || got != want {
-			return false
-		}
+	if !a.labels.match(s.Metadata) {
+		return false
 	}
 	return s.Match == nil || s.Match(d.view(a))
 }

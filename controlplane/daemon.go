@@ -45,7 +45,7 @@ type daemon struct {
 type attachment struct {
 	id, target string
 	dnsAddress string
-	metadata   map[string]string // immutable
+	labels     labels
 	kind       TargetType
 
 	pending bool // no policy yet
@@ -78,7 +78,7 @@ type counters struct{ packetsAllowed, packetsBlocked, queriesAllowed, queriesBlo
 // view is the attachment for the user.
 func (d *daemon) view(a *attachment) Attachment {
 	return Attachment{
-		ID: a.id, DaemonID: d.id, Target: a.target, Type: a.kind, Metadata: a.metadata,
+		ID: a.id, DaemonID: d.id, Target: a.target, Type: a.kind, Metadata: a.labels.metadata(),
 		Host: d.hostname, HostMetadata: d.metadata, DNSAddress: a.dnsAddress,
 		Pending: a.pending, Decided: a.decided, Status: a.state(d), Revision: a.inForce, Error: a.err,
 		Stats: a.statistics(),
@@ -256,7 +256,7 @@ func (d *daemon) add(m told) (_ *attachment, known bool) {
 		d.attachments[a.id] = a
 	}
 	a.absent, a.pending = false, false
-	a.target, a.kind, a.metadata, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), m.GetMetadata(), m.GetDnsAddress()
+	a.target, a.kind, a.labels, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), newLabels(m.GetMetadata()), m.GetDnsAddress()
 	d.bytes += a.size()
 	applied := m.GetApplied()
 	a.sent, a.inForce, a.err = applied.GetRevision(), applied.GetRevision(), clip(applied.GetError())
@@ -275,13 +275,9 @@ func (d *daemon) remove(a *attachment) {
 	d.tell()
 }
 
-// size is about what it takes of memory, without the maps' own.
+// size is about what it takes of memory.
 func (a *attachment) size() int {
-	n := 512 + len(a.id) + len(a.target) + len(a.dnsAddress)
-	for key, value := range a.metadata {
-		n += 64 + len(key) + len(value)
-	}
-	return n
+	return 512 + len(a.id) + len(a.target) + len(a.dnsAddress) + a.labels.size()
 }
 
 // lose gives up the attachments that were not told of since s began.
