@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,15 +30,43 @@ func Cgroup2Mount() (string, error) {
 // point, "/" unless only a part of the hierarchy is mounted.
 type mount struct{ point, root string }
 
+// mounts remembers where the hierarchy is mounted. The kernel tells a poll of the table
+// when it has changed (proc_pid_mountinfo(5)): to read it takes longer than all else that
+// there is to find out about a cgroup.
+var mounts struct {
+	mu    sync.Mutex
+	table *os.File
+	found mount // none: to be looked for
+}
+
 func cgroup2Mount() (mount, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
+	mounts.mu.Lock()
+	defer mounts.mu.Unlock()
+	if mounts.table == nil {
+		const path = "/proc/self/mountinfo"
+		// Not by os.Open: the runtime would poll it too, and what one poll has been told no other is.
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return mount{}, fmt.Errorf("cgroup v2 mount: %s: %w", path, err)
+		}
+		mounts.table = os.NewFile(uintptr(fd), path)
+	}
+	changes := []unix.PollFd{{Fd: int32(mounts.table.Fd()), Events: unix.POLLPRI}}
+	if n, err := unix.Poll(changes, 0); err == nil && n == 0 && mounts.found.point != "" {
+		return mounts.found, nil
+	}
+	var err error
+	mounts.found, err = findCgroup2(mounts.table)
+	return mounts.found, err
+}
+
+func findCgroup2(table io.ReadSeeker) (mount, error) {
+	if _, err := table.Seek(0, io.SeekStart); err != nil {
 		return mount{}, fmt.Errorf("cgroup v2 mount: %w", err)
 	}
-	defer f.Close()
-	mounts, err := parseMounts(f)
+	mounts, err := parseMounts(table)
 	if err != nil {
-		return mount{}, fmt.Errorf("cgroup v2 mount: read %s: %w", f.Name(), err)
+		return mount{}, fmt.Errorf("cgroup v2 mount: %w", err)
 	}
 	var best mount
 	for _, m := range mounts {

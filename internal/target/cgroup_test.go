@@ -4,6 +4,7 @@ package target
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,8 +12,47 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netfence/netfence/internal/testenv"
 )
+
+// remounted moves the hierarchy of its own mount namespace to another place, and looks where it is before and after.
+var remounted = testenv.NewFunc("remounted", func(args []string) error {
+	before, err := Cgroup2Mount()
+	if err != nil {
+		return err
+	}
+	if again, err := Cgroup2Mount(); again != before || err != nil {
+		return fmt.Errorf("at %s, then at %s: %w", before, again, err)
+	}
+	if err := unix.Mount("none", args[0], "cgroup2", 0, ""); err != nil {
+		return err
+	}
+	if err := unix.Unmount(before, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	after, err := Cgroup2Mount()
+	if err == nil && after != args[0] {
+		err = fmt.Errorf("at %s, want %s", after, args[0])
+	}
+	if err := errors.Join(err, unix.Unmount(args[0], unix.MNT_DETACH)); err != nil {
+		return err
+	}
+	if _, err := Cgroup2Mount(); !errors.Is(err, ErrNoCgroup2) {
+		return fmt.Errorf("mounted nowhere: %w", err)
+	}
+	return nil
+})
+
+func TestCgroup2MountIsLookedForAgain(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	cmd := remounted.Command(t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if err := cmd.Run(); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestParseMounts(t *testing.T) {
 	const table = `22 1 0:20 / /sys rw,nosuid shared:2 - sysfs sysfs rw

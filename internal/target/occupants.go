@@ -61,6 +61,9 @@ type holder struct {
 
 func look(cgroup, proc string) Occupants {
 	var seen Occupants
+	if empty(cgroup) {
+		return seen
+	}
 	s := scene{proc: proc, home: netnsOf(proc, "self"), inside: make(map[uint64]bool)}
 	count := 0
 	// The function returns no error, and so the walk does not.
@@ -90,6 +93,13 @@ func look(cgroup, proc string) Occupants {
 	seen.Connected = s.connected()
 	seen.More = seen.More || s.sockets >= maxSockets
 	return seen
+}
+
+// empty is true if there is no process in the cgroup or below it, as in most that are
+// attached before their workload is started.
+func empty(cgroup string) bool {
+	events, err := os.ReadFile(filepath.Join(cgroup, "cgroup.events"))
+	return err == nil && strings.HasPrefix(string(events), "populated 0\n")
 }
 
 // hold notes the sockets of a process.
