@@ -38,7 +38,9 @@ static __always_inline int connects_to_protected(struct bpf_sock_addr *ctx, cons
  * packets are judged anyway. Nothing is known yet of the device, so whatever
  * may leave through lo waits for its packets; and nothing of the source, so what
  * may be a datagram on a flow does too. It is refused with EPERM all the same.
- * Queries get another address, which the caller writes back.
+ * Queries get another address, which the caller writes back. Where the cgroup is
+ * nobody's this is no verdict: the program may have outlived its attachment, and
+ * as long as there is one its packets are dropped.
  */
 static __always_inline int early_verdict(struct bpf_sock_addr *ctx, struct address *to,
 					 int datagram, int *rewritten)
@@ -51,14 +53,16 @@ static __always_inline int early_verdict(struct bpf_sock_addr *ctx, struct addre
 		.protocol = ctx->protocol,
 	};
 	struct learning learning = learning_of(identity, word);
-	enum dns_step dns = identity ? dns_ask(ctx, identity, word, to) : DNS_NOT_OURS;
 	enum reason reason = REASON_NONE;
+	enum dns_step dns;
 
+	*rewritten = 0;
+	if (!identity)
+		return SK_PASS_PACKET;
+	dns = dns_ask(ctx, identity, word, to);
 	*rewritten = dns == DNS_REWRITTEN;
 	p.portless = p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP;
-	if (!identity)
-		reason = REASON_UNATTACHED;
-	else if (dns == DNS_REFUSED)
+	if (dns == DNS_REFUSED)
 		reason = in_dns_range(to) ? REASON_PROTECTED : REASON_DNS;
 	else if (connects_to_protected(ctx, &p))
 		reason = REASON_PROTECTED;

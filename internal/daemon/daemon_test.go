@@ -207,7 +207,7 @@ func TestBrokenPolicyRollsBack(t *testing.T) {
 	if list := i.list(t); len(list) > 0 {
 		t.Errorf("left: %v", list)
 	}
-	if links, err := filepath.Glob(filepath.Join(i.config.BPFDir, "v2/links/*")); err != nil || len(links) > 0 {
+	if links, err := filepath.Glob(filepath.Join(i.config.BPFDir, "v3/links/*")); err != nil || len(links) > 0 {
 		t.Errorf("left pinned: %v, %v", links, err)
 	}
 	st, err := i.client.GetStatus(t.Context(), &emptypb.Empty{})
@@ -265,7 +265,7 @@ func TestPrivilegesAreNamed(t *testing.T) {
 		}
 		result <- checkPrivileges()
 	}()
-	want := "missing privileges: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF (run as root)"
+	want := "missing privileges: CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF (run as root)"
 	if err := <-result; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

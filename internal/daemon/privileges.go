@@ -9,11 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// needed are the capabilities without which the daemon cannot load, attach, mount or listen for queries.
+// needed are the capabilities without which the daemon cannot load, attach, find a cgroup by its id, mount or listen for
+// queries.
 var needed = []struct {
 	bit  uint
 	name string
 }{
+	{unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"},
 	{unix.CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"},
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"},
 	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// abi names the layout of the maps. It grows when an older daemon would misread them, or does not
-// know one. Pins of oldestABI and later are taken over: a map keeps its layout for as long as an
+// abi names the layout of what is pinned. It grows when an older daemon would misread it, or does not
+// know all of it. Pins of oldestABI and later are taken over: a map keeps its layout for as long as an
 // ABI that has it is, and what is new gets new maps.
 const (
-	abi       = 2
+	abi       = 3
 	oldestABI = 1
 )
 

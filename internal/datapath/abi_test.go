@@ -31,8 +31,8 @@ func TestABIsThatAreLeftAlone(t *testing.T) {
 		versions []string
 		says     string
 	}{
-		"newer":             {[]string{"v3"}, "newer netfenced"},
-		"newer too":         {[]string{"v2", "v10"}, "newer netfenced"},
+		"newer":             {[]string{"v4"}, "newer netfenced"},
+		"newer too":         {[]string{"v3", "v10"}, "newer netfenced"},
 		"too old":           {[]string{"v0"}, "too old"},
 		"two that it knows": {[]string{"v1", "v2"}, "two ABIs, v1 and v2"},
 	} {

@@ -91,7 +91,7 @@ func (d *Datapath) sweepUnknown() error {
 			d.problems.note(dir, fmt.Sprintf("links in %s filter for an attachment that nothing is known of (`netfenced detach --all` ends them)", dir))
 		case defunct > 0:
 			d.log.Info("links without a target removed", "pins", dir)
-			if err := d.ours.removeLinks(dir); err != nil {
+			if err := d.ours.removeAttachment(dir); err != nil {
 				return err
 			}
 		default:

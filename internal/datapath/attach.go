@@ -98,7 +98,7 @@ func (d *Datapath) attach(a *attachment, id string, t target.Target) error {
 		return fmt.Errorf("pin directory: %w", err)
 	}
 	hooks := d.hooks(a.record)
-	if err := d.hold(a, hooks, dir, t); err != nil {
+	if err := d.hold(a, hooks, dir); err != nil {
 		return err
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, d.pins.attached(id), unix.RENAME_NOREPLACE); err != nil {
@@ -183,31 +183,30 @@ func (d *Datapath) claimCgroup(a *attachment) (owner uint64, err error) {
 }
 
 // hold puts the hooks on the target, the verdict before anything else.
-func (d *Datapath) hold(a *attachment, hooks []hook, dir string, t target.Target) error {
+func (d *Datapath) hold(a *attachment, hooks []hook, dir string) error {
 	if isInterface(a.record) {
 		var g errgroup.Group // each waits for RCU
 		for _, h := range hooks {
-			g.Go(func() error { return h.by.hold(h, dir, t) })
+			g.Go(func() error { return h.by.hold(h, dir, int(a.record.Ifindex)) })
 		}
 		return g.Wait()
 	}
-	for _, h := range hooks {
-		if err := h.by.hold(h, dir, t); err != nil {
-			return err
+	return onCgroup(a.record.Scope, func(fd int) error {
+		for _, h := range hooks {
+			if err := h.by.hold(h, dir, fd); err != nil {
+				return err
+			}
+			if h.name != verdictHook {
+				continue
+			}
+			// Storage can be written only once a program is there; until then it is
+			// zero, which is closed.
+			if err := d.own(a); err != nil {
+				return err
+			}
 		}
-		if h.name != verdictHook {
-			continue
-		}
-		// The path may lead to another cgroup by now. Storage can be written
-		// only once a program is there; until then it is zero, which is closed.
-		if err := h.by.verify(h, dir, a.record); err != nil {
-			return err
-		}
-		if err := d.own(a); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // reattach is Attach for an id that the kernel knows.
@@ -229,7 +228,7 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 		return fmt.Errorf("attachment %s: no link holds %s %s any more: %w", id, t.Type, t.Name, ErrVanished)
 	}
 	if len(gone) > 0 {
-		if err := d.putBack(a, id, gone, t); err != nil {
+		if err := d.putBack(a, id, gone); err != nil {
 			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 		}
 	}
@@ -241,20 +240,13 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 }
 
 // putBack holds hooks that somebody else, or a Detach that failed, took away.
-func (d *Datapath) putBack(a *attachment, id string, gone []hook, t target.Target) error {
+func (d *Datapath) putBack(a *attachment, id string, gone []hook) error {
 	d.log.Warn("links were taken away, put back", "attachment", id, "links", len(gone))
 	dir := d.pins.attached(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("pin directory: %w", err)
 	}
-	if err := d.hold(a, gone, dir, t); err != nil {
-		return err
-	}
-	// The name may lead to another target by now.
-	if h := gone[0]; h.name != verdictHook {
-		return h.by.verify(h, dir, a.record)
-	}
-	return nil
+	return d.hold(a, gone, dir)
 }
 
 // Detach ends an attachment. One that is not there is no error.
@@ -288,7 +280,10 @@ func (d *Datapath) detach(a *attachment, id string) error {
 
 // abandon removes what attach or detach has left, and gives the index back.
 func (d *Datapath) abandon(a *attachment, id string) error {
-	if err := d.ours.removeLinks(d.pins.pending(id)); err != nil {
+	if err := d.ours.leave(a.record); err != nil {
+		return err
+	}
+	if err := d.ours.unpin(d.pins.pending(id)); err != nil {
 		return err
 	}
 	if err := d.forget(a); err != nil {

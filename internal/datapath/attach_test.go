@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -20,8 +21,8 @@ func TestAttachPutsLinksBack(t *testing.T) {
 	for name, tg := range map[string]target.Target{"interface": vethTarget(t, "v0"), "cgroup": cgroupTarget(t)} {
 		id := attach(t, d, tg)
 		for what, remove := range map[string]func(dir string) error{
-			"one":           func(dir string) error { return d.ours.remove(filepath.Join(dir, "replies")) },
-			"the directory": d.ours.removeLinks,
+			"one":           func(string) error { return d.takeAway(id, repliesHook) },
+			"the directory": d.ours.removeAttachment,
 		} {
 			if err := remove(d.pins.attached(id)); err != nil {
 				t.Fatal(err)
@@ -34,6 +35,23 @@ func TestAttachPutsLinksBack(t *testing.T) {
 			}
 		}
 	}
+}
+
+// takeAway detaches a hook of id, as somebody else might.
+func (d *Datapath) takeAway(id, name string) error {
+	r, dir := d.known[id].record, d.pins.attached(id)
+	hooks := d.hooks(r)
+	h := hooks[slices.IndexFunc(hooks, func(h hook) bool { return h.name == name })]
+	if _, ok := h.by.(linkless); !ok {
+		return d.ours.remove(h.pin(dir))
+	}
+	return onCgroup(r.Scope, func(fd int) error {
+		there, err := d.ours.on(fd, h)
+		for _, p := range there {
+			err = errors.Join(err, detachProgram(fd, h, p))
+		}
+		return err
+	})
 }
 
 // A second attachment of a target would put its policy in place of the first's.
@@ -82,7 +100,8 @@ func TestAttachAfterAnUnfinishedDetach(t *testing.T) {
 		{"retracted", func(d *Datapath, _ *attachment, id string) error {
 			return os.Rename(d.pins.attached(id), d.pins.pending(id))
 		}},
-		{"unlinked", func(d *Datapath, _ *attachment, id string) error { return d.ours.removeLinks(d.pins.pending(id)) }},
+		{"without programs", func(d *Datapath, a *attachment, _ string) error { return d.ours.leave(a.record) }},
+		{"unlinked", func(d *Datapath, _ *attachment, id string) error { return d.ours.unpin(d.pins.pending(id)) }},
 		{"forgotten", func(d *Datapath, a *attachment, _ string) error { return d.forget(a) }},
 	}
 	for kind, make := range map[string]func(testing.TB) target.Target{

@@ -12,8 +12,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/netfence/netfence/internal/target"
 )
 
 // clsact holds programs on interfaces where there is no tcx: as filters of the
@@ -40,8 +38,8 @@ func (c clsact) place(h hook, ifindex int) place {
 
 // hold writes where the filter will be before it is there: what is written may not
 // be found, what is not written would stay for ever.
-func (c clsact) hold(h hook, dir string, t target.Target) error {
-	p := c.place(h, t.Ifindex)
+func (c clsact) hold(h hook, dir string, ifindex int) error {
+	p := c.place(h, ifindex)
 	at := filepath.Join(h.pin(dir), p.String())
 	err := os.MkdirAll(at, 0o700)
 	if errors.Is(err, unix.ENOTDIR) {
@@ -56,10 +54,6 @@ func (c clsact) hold(h hook, dir string, t target.Target) error {
 		return fmt.Errorf("filter %s: %w", h.name, err)
 	}
 	return nil
-}
-
-func (c clsact) missing(h hook, dir string) (bool, error) {
-	return pinnedLink{}.missing(h, dir)
 }
 
 // find returns where the filter of h is on the target of r, or says as verify does why
@@ -95,7 +89,7 @@ func (c clsact) verify(h hook, dir string, r bpfAttachment) error {
 }
 
 // watch does not ask for the pin: without it the filter filters as it did.
-func (c clsact) watch(h hook, dir string, r bpfAttachment, _ target.Target) error {
+func (c clsact) watch(h hook, dir string, r bpfAttachment) error {
 	_, _, first, err := c.find(h, dir, r)
 	if err == nil && !first {
 		return errBehind

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -25,6 +24,7 @@ import (
 // standing is what the kernel holds, in words that are the same for every life of an attachment.
 type standing struct {
 	Pins    []string // of links
+	Hooks   []string // of a cgroup, where a program of ours is, as often as there is one
 	Mode    bpfMode
 	Rules   string // hash
 	Owned   bool   // the programs know whose the target is
@@ -164,7 +164,7 @@ var fallibles = []fallible{
 		name: "put back",
 		begin: func(t *testing.T, v *victim) {
 			v.in(t, firstPolicy)
-			if err := v.d.ours.remove(filepath.Join(v.d.pins.attached(v.id), "replies")); err != nil {
+			if err := v.d.takeAway(v.id, repliesHook); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -330,6 +330,9 @@ func (v *victim) standing(t *testing.T) standing {
 	for _, path := range pinned(t, v.dir) {
 		s.Pins = append(s.Pins, strings.TrimPrefix(path, d.pins.links()))
 	}
+	if v.target.Type == target.Cgroup {
+		s.Hooks = d.occupied(t, v.target)
+	}
 	records, err := readArray[bpfAttachment](d.bpf.NfAttachments)
 	if err != nil {
 		t.Fatal(err)
@@ -372,6 +375,27 @@ func (v *victim) standing(t *testing.T) standing {
 		s.Learned = append(s.Learned, fmt.Sprint(l.Addr, l.Names))
 	}
 	return s
+}
+
+// occupied lists the hooks of a cgroup where programs of ours are, one for each of them.
+func (d *Datapath) occupied(t *testing.T, tg target.Target) (names []string) {
+	t.Helper()
+	err := onCgroup(tg.CgroupID, func(fd int) error {
+		for _, h := range cgroupHooks(&d.bpf.bpfPrograms, d.ours) {
+			there, err := d.ours.on(fd, h)
+			if err != nil {
+				return err
+			}
+			for range there {
+				names = append(names, h.name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
 
 // entries counts those of a hash map.

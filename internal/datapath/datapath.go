@@ -11,10 +11,12 @@
 //
 // Pins, below Config.Dir:
 //
-//	v2/maps/NAME       the maps
-//	v2/links/ID/HOOK   the links of an attachment; a directory: see clsact
-//	v2/links/tmp_ID/   one being attached or detached; removed by Open
-//	v2/foreign/        what somebody else had pinned where a link was to be
+//	v3/maps/NAME       the maps
+//	v3/links/ID/HOOK   the links of an attachment; a directory: see clsact
+//	v3/links/tmp_ID/   one being attached or detached; removed by Open
+//	v3/foreign/        what somebody else had pinned where a link was to be
+//
+// A cgroup has but one link there, see linkless.
 //
 // The kernel side describes itself: Open needs no other state than the pins.
 package datapath

@@ -12,8 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
-
-	"github.com/netfence/netfence/internal/target"
 )
 
 // verdictHook is the hook that drops packets, the first on and the last off;
@@ -24,7 +22,8 @@ const (
 )
 
 // hook is one program of an attachment, at its place on the target. What holds it
-// there has the hook's name in the attachment's pin directory, and needs no daemon.
+// there needs no daemon; if it has a pin, that has the hook's name in the attachment's
+// directory.
 type hook struct {
 	name    string
 	program *ebpf.Program
@@ -36,19 +35,18 @@ func (h hook) pin(dir string) string { return filepath.Join(dir, h.name) }
 
 // holder is a way to hold a program on a target.
 type holder interface {
-	// hold puts the program on the target. Without a daemon it stays from then on.
-	hold(h hook, dir string, t target.Target) error
-	// missing is true if hold has yet to be called, or somebody has undone it.
-	missing(h hook, dir string) (bool, error)
-	// verify checks that a program of ours sits on the target of r: ErrVanished if it sits
-	// nowhere, errForeign if somebody else's stands in its place, both if it sits elsewhere.
+	// hold puts the program on a target, of which on is the ifindex, or a file descriptor
+	// of the cgroup. Without a daemon it stays from then on.
+	hold(h hook, dir string, on int) error
+	// verify checks that a program of ours sits on the target of r: fs.ErrNotExist if hold
+	// has yet to be called, or somebody has undone it; ErrVanished if it sits nowhere,
+	// errForeign if somebody else's stands in its place, both if it sits elsewhere.
 	verify(h hook, dir string, r bpfAttachment) error
 	// update puts the program in the place of an earlier daemon's, without a gap, or
 	// returns what verify would, and changes nothing.
 	update(h hook, dir string, r bpfAttachment) error
-	// watch is verify at less cost, and errBehind if another program runs first. No t:
-	// Attach has not been called yet.
-	watch(h hook, dir string, r bpfAttachment, t target.Target) error
+	// watch is verify at less cost, and errBehind if another program runs first.
+	watch(h hook, dir string, r bpfAttachment) error
 }
 
 // leader is a holder that can put its program before others again, without a gap.
@@ -59,24 +57,10 @@ type leader interface {
 
 // hooks are those that r needs, the verdict first.
 func (d *Datapath) hooks(r bpfAttachment) []hook {
-	b, links := &d.bpf, pinnedLink{d.ours}
 	if !isInterface(r) {
-		return []hook{
-			{verdictHook, b.NfCgEgress, ebpf.AttachCGroupInetEgress, cgroup{links}},
-			{repliesHook, b.NfCgIngress, ebpf.AttachCGroupInetIngress, cgroup{links}},
-			{"connect4", b.NfConnect4, ebpf.AttachCGroupInet4Connect, cgroup{links}},
-			{"connect6", b.NfConnect6, ebpf.AttachCGroupInet6Connect, cgroup{links}},
-			{"sendmsg4", b.NfSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, cgroup{links}},
-			{"sendmsg6", b.NfSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, cgroup{links}},
-			{"recvmsg4", b.NfRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg, cgroup{links}},
-			{"recvmsg6", b.NfRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg, cgroup{links}},
-			{"getpeername4", b.NfGetpeername4, ebpf.AttachCgroupInet4GetPeername, cgroup{links}},
-			{"getpeername6", b.NfGetpeername6, ebpf.AttachCgroupInet6GetPeername, cgroup{links}},
-			{"bind4", b.NfBind4, ebpf.AttachCGroupInet4Bind, cgroup{links}},
-			{"bind6", b.NfBind6, ebpf.AttachCGroupInet6Bind, cgroup{links}},
-		}
+		return cgroupHooks(&d.bpf.bpfPrograms, d.ours)
 	}
-	on := d.interfaceHolder(r)
+	b, on := &d.bpf, d.interfaceHolder(r)
 	out, host, in := b.NfOutL2, b.NfHostL2, b.NfInL2
 	if r.Flags&uint32(bpfAttachmentFlagATTACHMENT_HEADERLESS) != 0 {
 		out, host, in = b.NfOutL3, b.NfHostL3, b.NfInL3
@@ -118,18 +102,14 @@ func (d *Datapath) interfaceHolder(r bpfAttachment) holder {
 func lost(hooks []hook, dir string, r bpfAttachment) (list []hook, dead bool, err error) {
 	held := 0
 	for _, h := range hooks {
-		gone, err := h.by.missing(h, dir)
-		if err == nil && !gone {
-			err = h.by.verify(h, dir, r)
-		}
-		switch {
+		switch err := h.by.verify(h, dir, r); {
 		case errors.Is(err, ErrVanished) && !errors.Is(err, errForeign):
 			dead = true
-		case err == nil && !gone:
+		case err == nil:
 			held++
 			continue
-		case err != nil && !errors.Is(err, errForeign) && !errors.Is(err, fs.ErrNotExist):
-			return nil, false, fmt.Errorf("link %s: %w", h.name, err)
+		case !errors.Is(err, errForeign) && !errors.Is(err, fs.ErrNotExist):
+			return nil, false, fmt.Errorf("%s: %w", h.name, err)
 		}
 		list = append(list, h)
 	}

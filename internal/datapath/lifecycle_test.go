@@ -39,6 +39,11 @@ func TestAttachIsClosedAndDetachIsWhole(t *testing.T) {
 			if left := pinned(t, dir); len(left) > 0 {
 				t.Errorf("pins left: %v", left)
 			}
+			if tg.Type == target.Cgroup {
+				if left := d.occupied(t, tg); len(left) > 0 {
+					t.Errorf("programs left: %v", left)
+				}
+			}
 			var record bpfAttachment
 			if err := d.bpf.NfAttachments.Lookup(a.index, &record); err != nil || record != (bpfAttachment{}) {
 				t.Errorf("record left: %+v, %v", record, err)
@@ -162,12 +167,15 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 			}
 		},
 		"attach, before any link": func(t *testing.T, d *Datapath, id string) {
-			if err := d.ours.removeLinks(d.pins.attached(id)); err != nil {
+			if err := d.ours.removeAttachment(d.pins.attached(id)); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"attach, verdict alone": func(t *testing.T, d *Datapath, id string) {
 			if err := os.Rename(d.pins.attached(id), d.pins.pending(id)); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.ours.leave(d.known[id].record); err != nil {
 				t.Fatal(err)
 			}
 			links, err := os.ReadDir(d.pins.pending(id))
@@ -206,6 +214,11 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 				}
 				if left := pinned(t, dir); len(left) > 0 {
 					t.Errorf("pins left: %v", left)
+				}
+				if tg.Type == target.Cgroup {
+					if left := d.occupied(t, tg); len(left) > 0 {
+						t.Errorf("programs left: %v", left)
+					}
 				}
 				attach(t, d, tg) // nothing is in the way
 			})

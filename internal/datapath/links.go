@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -34,14 +33,6 @@ func (x pinnedLink) pin(h hook, dir string, l link.Link, err error) error {
 		return errors.Join(fmt.Errorf("pin link %s: %w", h.name, err), l.Close())
 	}
 	return l.Close()
-}
-
-func (pinnedLink) missing(h hook, dir string) (bool, error) {
-	_, err := os.Stat(h.pin(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	return false, err
 }
 
 // open returns the link that holds h on the target of r, or says as verify does why

@@ -62,7 +62,7 @@ func inMortalProcess(t *testing.T) *mortality {
 // Commands of bpf(2) by which something stays.
 var lasting = []uint32{
 	unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_UPDATE_BATCH, unix.BPF_OBJ_PIN, unix.BPF_PROG_TEST_RUN,
-	unix.BPF_PROG_ATTACH, unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH,
+	unix.BPF_PROG_ATTACH, unix.BPF_PROG_DETACH, unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH,
 }
 
 // filter asks the listener about calls that last.

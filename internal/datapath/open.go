@@ -194,7 +194,7 @@ func (d *Datapath) adopt() error {
 		a := &attachment{index: index, record: r, word: words[i], intact: time.Now()}
 		if _, err := os.Stat(d.pins.attached(id)); errors.Is(err, fs.ErrNotExist) {
 			d.log.Info("unfinished attachment removed", "attachment", id)
-			if err := d.forget(a); err != nil {
+			if err := errors.Join(d.ours.leave(r), d.forget(a)); err != nil {
 				return fmt.Errorf("attachment %s: remove what a crash left: %w", id, err)
 			}
 			d.indices.release(a)

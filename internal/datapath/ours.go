@@ -100,6 +100,24 @@ func (o *ours) has(id ebpf.ProgramID) (bool, error) {
 	return mine, nil
 }
 
+// beside takes for ours what shares a map with a program.
+func (o *ours) beside(id ebpf.ProgramID) (*ours, error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, fmt.Errorf("program %d: %w", id, err)
+	}
+	info, err := p.Info()
+	if err := errors.Join(err, p.Close()); err != nil {
+		return nil, fmt.Errorf("program %d: %w", id, err)
+	}
+	sharing := &ours{base: o.base, maps: make(map[ebpf.MapID]bool), programs: make(map[ebpf.ProgramID]bool)}
+	used, _ := info.MapIDs()
+	for _, m := range used {
+		sharing.maps[m] = true
+	}
+	return sharing, nil
+}
+
 // open returns a pinned link that holds a program of ours, and errForeign for whatever else is there.
 func (o *ours) open(path string) (link.Link, *link.Info, error) {
 	l, err := link.LoadPinnedLink(path, nil)

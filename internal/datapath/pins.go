@@ -48,15 +48,23 @@ func (p pins) sweep(o *ours) error {
 	var errs []error
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), pendingPrefix) {
-			errs = append(errs, o.removeLinks(filepath.Join(p.links(), e.Name())))
+			errs = append(errs, o.removeAttachment(filepath.Join(p.links(), e.Name())))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// removeLinks ends a directory of links. The verdict goes last: until then no
-// packet passes that it would have dropped.
-func (o *ours) removeLinks(dir string) error {
+// removeAttachment ends an attachment of which nothing but its directory is known.
+func (o *ours) removeAttachment(dir string) error {
+	if err := o.leaveCgroupOf(filepath.Join(dir, verdictHook)); err != nil {
+		return err
+	}
+	return o.unpin(dir)
+}
+
+// unpin ends a directory of links. The verdict goes last: until then no packet passes
+// that it would have dropped.
+func (o *ours) unpin(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -121,7 +129,7 @@ func removeABI(base string) error {
 	}
 	var errs []error
 	for _, e := range attached {
-		errs = append(errs, o.removeLinks(filepath.Join(base, linksDir, e.Name())))
+		errs = append(errs, o.removeAttachment(filepath.Join(base, linksDir, e.Name())))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

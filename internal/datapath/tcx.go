@@ -10,23 +10,21 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-
-	"github.com/netfence/netfence/internal/target"
 )
 
 // tcx holds programs on interfaces, from Linux 6.6 on.
 type tcx struct{ pinnedLink }
 
 // hold attaches at the head: a program before ours that redirects would hide ours.
-func (x tcx) hold(h hook, dir string, t target.Target) error {
+func (x tcx) hold(h hook, dir string, ifindex int) error {
 	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: t.Ifindex, Program: h.program, Attach: h.attach, Anchor: link.Head(),
+		Interface: ifindex, Program: h.program, Attach: h.attach, Anchor: link.Head(),
 	})
 	return x.pin(h, dir, l, err)
 }
 
 // watch asks the kernel which programs run on the device; their order is the answer's.
-func (x tcx) watch(h hook, _ string, r bpfAttachment, _ target.Target) error {
+func (x tcx) watch(h hook, _ string, r bpfAttachment) error {
 	on, err := link.QueryPrograms(link.QueryOptions{Target: int(r.Ifindex), Attach: h.attach})
 	if err != nil {
 		return vanished(err)

@@ -21,7 +21,7 @@ func (d *Datapath) lead(l leader, h hook, r bpfAttachment, id string) (err error
 		return errors.Join(fmt.Errorf("pin directory: %w", err), twin.Close())
 	}
 	err = l.lead(h, d.pins.attached(id), pending, twin, r)
-	return errors.Join(err, d.ours.removeLinks(pending), twin.Close())
+	return errors.Join(err, d.ours.unpin(pending), twin.Close())
 }
 
 // twin loads a program once more, with the same maps.

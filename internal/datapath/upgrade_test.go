@@ -157,6 +157,23 @@ func TestUpgradeFromABI1(t *testing.T) {
 	}
 }
 
+// attachAnother adds a cgroup whose programs no links hold, as those of ABI 1 do.
+func (u *upgrade) attachAnother(t *testing.T) (id string, tg target.Target) {
+	t.Helper()
+	tg = cgroupTarget(t)
+	d, err := Open(Config{Dir: u.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id = attachOnly(t, d, tg)
+	replace(t, d, id, &policy.Policy{Mode: policy.ModeAllowlist})
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	u.backToABI1(t)
+	return id, tg
+}
+
 // A take-over that dies at any step is done by the next daemon, and packets do not notice either.
 func TestCrashDuringUpgrade(t *testing.T) {
 	m := inMortalProcess(t)
@@ -164,6 +181,8 @@ func TestCrashDuringUpgrade(t *testing.T) {
 		return
 	}
 	u := newUpgrade(t)
+	another, tg := u.attachAnother(t)
+	refused := refusing(t, tg)
 	for fatal := 1; ; fatal++ {
 		died, err := m.until(fatal, func() error {
 			d, err := Open(Config{Dir: u.dir})
@@ -180,6 +199,12 @@ func TestCrashDuringUpgrade(t *testing.T) {
 			t.Fatalf("after step %d: %v", fatal, err)
 		}
 		u.check(t, d)
+		if got := d.occupied(t, tg); len(got) != len(d.hooks(d.known[another].record)) {
+			t.Errorf("programs at %v", got)
+		}
+		if !died {
+			refused(t, d, another)
+		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}

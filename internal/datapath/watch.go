@@ -133,7 +133,7 @@ func (d *Datapath) inspect(a *attachment, id string, turn int) error {
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	fine := true
 	for _, h := range []hook{hooks[0], hooks[1+turn%(len(hooks)-1)]} {
-		switch err := h.by.watch(h, dir, a.record, a.target); {
+		switch err := h.by.watch(h, dir, a.record); {
 		case err == nil:
 			d.problems.over(problem(id, h))
 		case errors.Is(err, errBehind):
@@ -165,7 +165,7 @@ func (d *Datapath) regain(a *attachment, id string, hooks []hook) error {
 	case len(gone) == 0 || a.target.Type == 0:
 		return nil // nobody has said yet where it is; Attach will, and puts it back
 	}
-	err = d.putBack(a, id, gone, a.target)
+	err = d.putBack(a, id, gone)
 	if errors.Is(err, ErrVanished) {
 		return err
 	}

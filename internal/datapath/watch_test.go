@@ -104,7 +104,7 @@ func TestOursComesFirst(t *testing.T) {
 	arrived.Await(t, 1, toPort(forbidden.to)) // theirs hides ours
 	testenv.Eventually(t, "ours is the first again", func() bool {
 		h := d.hooks(d.known[id].record)[0]
-		return h.by.watch(h, d.pins.attached(id), d.known[id].record, tg) == nil
+		return h.by.watch(h, d.pins.attached(id), d.known[id].record) == nil
 	})
 	testenv.Eventually(t, "it is told of", func() bool { return len(told.take()) == 1 })
 	arrived.Await(t, arrived.Sum(t, toPort(allowed.to)).Count+100, toPort(allowed.to)) // what ours let pass before has arrived
@@ -189,8 +189,8 @@ func TestWhatWasTakenAwayIsPutBack(t *testing.T) {
 	each := func(t *testing.T, dir string, do func(*testing.T, string)) {
 		t.Helper()
 		paths, err := filepath.Glob(filepath.Join(dir, "*"))
-		if err != nil || len(paths) < 2 {
-			t.Fatalf("pins %v, %v", paths, err)
+		if err != nil || len(paths) < 1 {
+			t.Errorf("pins %v, %v", paths, err)
 		}
 		for _, path := range paths {
 			do(t, path)
@@ -206,10 +206,15 @@ func TestWhatWasTakenAwayIsPutBack(t *testing.T) {
 	for kind, tg := range map[string]target.Target{"interface": vethTarget(t, "v0"), "cgroup": cgroupTarget(t)} {
 		id := attach(t, d, tg)
 		dir := d.pins.attached(id)
+		leave := func() {
+			if err := d.ours.leave(d.known[id].record); err != nil {
+				t.Error(err)
+			}
+		}
 		for what, take := range map[string]func(){
 			"the verdict detached":        func() { detach(t, filepath.Join(dir, verdictHook)) },
 			"the verdict unpinned":        func() { remove(t, filepath.Join(dir, verdictHook)) },
-			"all detached":                func() { each(t, dir, detach) },
+			"all detached":                func() { leave(); each(t, dir, detach) },
 			"all unpinned":                func() { each(t, dir, remove) },
 			"all unpinned, the directory": func() { each(t, dir, remove); remove(t, dir) },
 		} {

@@ -92,7 +92,7 @@ func TestWithoutADaemon(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	_, kill, wait := fenced(t, d, "read line")
-	testenv.Eventually(t, "its pins are there", func() bool { return len(glob(t, d.BPFDir+"/run_*/v2/links/*")) == 1 })
+	testenv.Eventually(t, "its pins are there", func() bool { return len(glob(t, d.BPFDir+"/run_*/v3/links/*")) == 1 })
 	if r := d.Run(t, "detach", "--all", "--config", d.Config); r.Code != 0 || len(glob(t, d.BPFDir+"/run_*")) != 1 {
 		t.Errorf("detach --all took a run that goes on: %+v", r)
 	}

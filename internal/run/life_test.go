@@ -111,7 +111,7 @@ func TestKilled(t *testing.T) {
 	})
 	stopsGrowing(t, file)
 	// Until somebody sweeps, what there is filters nobody. The next run is somebody.
-	if links, err := filepath.Glob(b.BPFDir + "/run_*/v2/links/*/verdict"); err != nil || len(links) != 1 {
+	if links, err := filepath.Glob(b.BPFDir + "/run_*/v3/links/*/verdict"); err != nil || len(links) != 1 {
 		t.Errorf("pins: %q, %v", links, err)
 	}
 	if got := b.run(t, "true"); got.code != 0 || got.stderr != "" {
@@ -206,7 +206,7 @@ func TestTakenAwayIsPutBack(t *testing.T) {
 	b.Report = filepath.Join(b.dir, "report")
 	l := b.start(t, "echo ready; read line; echo $line")
 	held := func() []string {
-		pins, err := filepath.Glob(b.BPFDir + "/run_*/v2/links/*/verdict")
+		pins, err := filepath.Glob(b.BPFDir + "/run_*/v3/links/*/verdict")
 		if err != nil {
 			t.Fatal(err)
 		}

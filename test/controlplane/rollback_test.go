@@ -84,7 +84,7 @@ func TestRefusedAck(t *testing.T) {
 // daemon listens.
 func traces(t *testing.T, d *harness.Daemon) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(d.BPFDir, "v2", "links", "*"))
+	found, err := filepath.Glob(filepath.Join(d.BPFDir, "v3", "links", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func killUnderLoad(t testing.TB, rounds, each int) traffic {
 // onlyPinned shows that the kernel holds links of these attachments and no other.
 func (s *scene) onlyPinned(t testing.TB, ids ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(s.BPFDir, "v2", "links"))
+	entries, err := os.ReadDir(filepath.Join(s.BPFDir, "v3", "links"))
 	if err != nil {
 		t.Fatal(err)
 	}

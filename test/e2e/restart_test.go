@@ -93,7 +93,7 @@ func (s *scene) standing(t *testing.T) standing {
 // pins lists what is pinned for attachments.
 func (s *scene) pins(t *testing.T) []string {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(s.BPFDir, "v2", "links", "*", "*"))
+	paths, err := filepath.Glob(filepath.Join(s.BPFDir, "v3", "links", "*", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}

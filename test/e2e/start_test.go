@@ -298,7 +298,7 @@ func (s *scene) startBesideForeignMap(t *testing.T) harness.Result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := theirs.Pin(filepath.Join(s.BPFDir, "v2", "maps", "theirs")); err != nil {
+	if err := theirs.Pin(filepath.Join(s.BPFDir, "v3", "maps", "theirs")); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
