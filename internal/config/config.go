@@ -111,6 +111,7 @@ type Unreachable uint8
 const (
 	UnreachableFail    Unreachable = iota // refuse the attach at once
 	UnreachablePending                    // attach block-all, until the control plane says otherwise
+	UnreachableCached                     // attach with the last policy of the same key
 )
 
 // DNS is what the DNS server does unless a policy says otherwise.

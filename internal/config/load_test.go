@@ -111,6 +111,7 @@ limits: {attachments: 5, rules: 10, metadata_bytes: 100, flows: 7}
 socket_group: netfence
 control_plane:
   url: [control-1.example:9000, control-2.example:9000]
+  attach_when_unreachable: cached
   on_disconnect: {block: 10m}
   heartbeat_interval: 5s
   token_file: /etc/netfence/token
@@ -120,8 +121,8 @@ control_plane:
 				c.SocketGroup = "netfence"
 				c.ControlPlane = ControlPlane{
 					URL:                 Endpoint{Addresses: []string{"control-1.example:9000", "control-2.example:9000"}},
-					SubscribeAckTimeout: 5 * time.Second,
-					BlockAfter:          10 * time.Minute, Heartbeat: 5 * time.Second, TokenFile: "/etc/netfence/token",
+					SubscribeAckTimeout: 5 * time.Second, AttachWhenUnreachable: UnreachableCached,
+					BlockAfter: 10 * time.Minute, Heartbeat: 5 * time.Second, TokenFile: "/etc/netfence/token",
 					TLS: TLS{
 						CAFile: "/etc/netfence/ca.pem", CertFile: "/a.pem", KeyFile: "/a.key", ServerName: "control.example", CRLFile: "/crl.pem",
 					},
@@ -243,7 +244,7 @@ func TestLoadRefuses(t *testing.T) {
 		{file: "control_plane: {on_disconnect: open}", want: "on_disconnect: is neither keep nor {block: 10m}"},
 		{file: "control_plane: {on_disconnect: {block: 0s}}", want: "on_disconnect: block: 0s is not between 1s and 720h0m0s"},
 		{file: "control_plane: {on_disconnect: {open: 1m}}", want: "on_disconnect: is neither keep nor {block: 10m}"},
-		{file: "control_plane: {attach_when_unreachable: open}", want: `"open" is neither fail nor pending`},
+		{file: "control_plane: {attach_when_unreachable: open}", want: `"open" is none of fail, cached, pending`},
 		{file: "control_plane: {url: [a:1, b]}", want: `"b" is neither host:port`},
 		{file: "control_plane: {url: [a:1, 'dir:///b']}", want: `"dir:///b" is neither host:port`},
 		{file: "control_plane: {heartbeat_interval: 1ms}", want: "heartbeat_interval: 1ms is not between 1s and 10m0s"},

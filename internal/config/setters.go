@@ -114,9 +114,9 @@ func setUnreachable(c *Config, v value) error {
 	case "pending":
 		c.ControlPlane.AttachWhenUnreachable = UnreachablePending
 	case "cached":
-		return errors.New("cached is not supported yet (use fail or pending)")
+		c.ControlPlane.AttachWhenUnreachable = UnreachableCached
 	default:
-		return fmt.Errorf("%q is neither fail nor pending", text)
+		return fmt.Errorf("%q is none of fail, cached, pending", text)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/netfence/netfence/internal/state"
+	"github.com/netfence/netfence/policy"
 )
 
 // Unreachable says what an attach does while there is no control plane to ask.
@@ -28,6 +29,7 @@ type Unreachable uint8
 const (
 	UnreachableFail    Unreachable = iota // the attach fails at once
 	UnreachablePending                    // the attach returns; the attachment stays block-all until acknowledged
+	UnreachableCached                     // the attach takes the last policy of its key; without one it fails
 )
 
 // Stats is what a heartbeat tells of one attachment.
@@ -56,6 +58,8 @@ type Options struct {
 
 	AckTimeout      time.Duration // how long Subscribe waits; 0: not at all
 	WhenUnreachable Unreachable
+	// Cached gives the last policy of a key, for UnreachableCached; nil: none is known.
+	Cached          func(key string) (*policy.Policy, error)
 	Heartbeat       time.Duration // until a Welcome says otherwise; 0: 30 s
 	Backoff         Backoff       // zero: 500 ms to 30 s
 	MaxCommandBytes int           // a larger command ends the stream; 0: 16 MiB

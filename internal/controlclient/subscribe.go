@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/netfence/netfence/internal/state"
+	"github.com/netfence/netfence/policy"
 )
 
 // waiter is shared by every Subscribe of one attachment. done is closed once outcome stands.
@@ -51,7 +52,7 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 	start := c.currentLink()
 	if c.opts.AckTimeout == 0 {
 		if start.state == Disconnected {
-			return c.unreachable(start)
+			return c.unreachable(ctx, id, start)
 		}
 		return nil
 	}
@@ -64,7 +65,7 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 		// Asked means: a stream stood at some time since, so the announcement went out on it.
 		asked := l.state == Connected || l.ups != start.ups || start.state == Connected
 		if l.state == Disconnected && !asked {
-			return c.unreachable(l)
+			return c.unreachable(ctx, id, l)
 		}
 		select {
 		case <-w.done:
@@ -75,7 +76,7 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 				return ctx.Err()
 			}
 			if !asked {
-				return c.unreachable(l)
+				return c.unreachable(ctx, id, l)
 			}
 			return timeout
 		}
@@ -83,11 +84,38 @@ func (c *Client) Subscribe(ctx context.Context, id string) error {
 }
 
 // unreachable is the answer to an attach when nobody can be asked.
-func (c *Client) unreachable(l link) error {
-	if c.opts.WhenUnreachable == UnreachablePending {
+func (c *Client) unreachable(ctx context.Context, id string, l link) error {
+	failed := &UnavailableError{Address: l.address, Cause: l.err}
+	switch c.opts.WhenUnreachable {
+	case UnreachablePending:
 		return nil
+	case UnreachableCached:
+		p, err := c.cached(id)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w; %w", failed, err)
+		case p == nil:
+			return failed
+		}
+		// The control plane may be back by now and have given another: that one stays.
+		revision, err := c.opts.Store.Apply(id, "cache", state.Change{Edit: state.Replace(p), Acknowledge: true, First: true})
+		return c.await(ctx, id, outcome{revision, err})
+	default:
+		return failed
 	}
-	return &UnavailableError{Address: l.address, Cause: l.err}
+}
+
+// cached is the last policy of the attachment's key; nil: none is known.
+func (c *Client) cached(id string) (*policy.Policy, error) {
+	a, _, err := c.opts.Store.Get(id)
+	if err != nil || a.Key == "" {
+		return nil, err
+	}
+	p, err := c.opts.Cached(a.Key)
+	if p != nil {
+		c.log.Warn("attached with the last policy of its key: the control plane is not there", "attachment", id, "key", clip(a.Key))
+	}
+	return p, err
 }
 
 // await waits until an acknowledged policy is in force.

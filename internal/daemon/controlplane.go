@@ -47,12 +47,15 @@ func newControlPlane(c *config.Config, opts controlclient.Options, kernel *datap
 	opts.AckTimeout = c.ControlPlane.SubscribeAckTimeout
 	opts.MaxCommandBytes = maxCommandBytes
 	opts.Log = log
-	if c.ControlPlane.AttachWhenUnreachable == config.UnreachablePending {
-		opts.WhenUnreachable = controlclient.UnreachablePending
-	}
+	opts.WhenUnreachable = unreachable[c.ControlPlane.AttachWhenUnreachable]
 	var err error
 	p.client, err = controlclient.New(opts)
 	return p, err
+}
+
+var unreachable = map[config.Unreachable]controlclient.Unreachable{
+	config.UnreachableFail: controlclient.UnreachableFail, config.UnreachablePending: controlclient.UnreachablePending,
+	config.UnreachableCached: controlclient.UnreachableCached,
 }
 
 // Subscribe is the client's, its errors in the words of the local API.

@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
+	"github.com/netfence/netfence/internal/cached"
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/controlclient"
 	"github.com/netfence/netfence/internal/datapath"
@@ -46,7 +47,8 @@ type daemon struct {
 	watcher  *target.Watcher
 	hub      *events.Hub
 	dns      dns
-	metrics  net.Listener // nil: off
+	metrics  net.Listener  // nil: off
+	cache    *cached.Cache // nil: nothing attaches with it
 
 	control    *controlPlane
 	reconciler *reconciler.Reconciler
@@ -108,6 +110,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if err = d.openLease(); err != nil {
 		return err
 	}
+	if err = d.openCache(); err != nil {
+		return err
+	}
 	if err = d.openDNS(); err != nil {
 		return err
 	}
@@ -151,6 +156,7 @@ func (d *daemon) assemble(version string) error {
 	}
 	d.control, err = newControlPlane(d.config, controlclient.Options{
 		Store: d.store, DaemonID: id, InstanceID: instance, Hostname: hostname, Counters: d.heartbeat, DNSAddress: d.kernel.DNSAddress,
+		Cached: d.cached,
 	}, d.kernel, d.log)
 	if err != nil {
 		return err
@@ -197,6 +203,9 @@ func (d *daemon) stages(version string) []stage {
 	}
 	if d.metrics != nil {
 		stages = append(stages, stage{"metrics", d.caughtUp(func(ctx context.Context) error { return d.serveMetrics(ctx, version) })})
+	}
+	if d.cache != nil {
+		stages = append(stages, stage{"policy cache", d.caughtUp(d.cachePolicies)})
 	}
 	if d.config.ControlPlane.BlockAfter > 0 {
 		stages = append(stages, stage{"lease", d.renewLease})
@@ -253,6 +262,9 @@ func (d *daemon) close() error {
 		errs = append(errs, d.kernel.Close())
 	}
 	d.hub.Close() // after who publishes
+	if d.cache != nil {
+		errs = append(errs, d.cache.Close())
+	}
 	if d.store != nil {
 		errs = append(errs, d.store.Close())
 	}

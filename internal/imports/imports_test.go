@@ -29,6 +29,7 @@ var table = map[string][]string{
 	"internal/testenv":              {},
 	"internal/testenv/authority":    {},
 	"internal/pki":                  {},
+	"internal/cached":               {"policy"},
 	"internal/wire":                 {api, "policy"},
 	"internal/policyfile":           {"policy", "internal/wire"},
 	"controlplane":                  {api, "policy", "internal/wire"},

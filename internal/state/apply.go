@@ -25,6 +25,8 @@ type Change struct {
 	PolicyRevision string
 	// Acknowledge ends pending: a source has given the policy, whole.
 	Acknowledge bool
+	// First: only if no source has given one yet; else nothing changes.
+	First bool
 
 	users bool // only if the attachment has the named policy already
 }
@@ -170,6 +172,9 @@ func (s *Store) Apply(id, source string, change Change) (Revision, error) {
 }
 
 func (s *Store) apply(r *record, a Attachment, change Change) (Revision, error) {
+	if change.First && !a.Pending {
+		return a.Revision, nil
+	}
 	next, err := s.next(r, a, change)
 	if err != nil {
 		return 0, err
