@@ -30,8 +30,7 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	if q == nil {
 		return reply
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
-	defer cancel()
+	q.deadline = time.Now().Add(s.Timeout)
 	var known asked
 	owner := s.owner(from.Index)
 	for try := range maxStale {

@@ -106,26 +106,42 @@ func appendKey(b []byte, servers []netip.AddrPort, r *request) []byte {
 	return b
 }
 
-// get returns what is kept for key, if anything is. Otherwise wait is called
-// when there is an answer; first says that the caller has to have it asked for,
-// and to call land.
+// kept returns what is kept for key, if anything is.
+func (c *cache) kept(key []byte, now time.Time) (f found, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keptLocked(key, now)
+}
+
+func (c *cache) keptLocked(key []byte, now time.Time) (f found, ok bool) {
+	e := c.entries[string(key)]
+	if e == nil {
+		return found{}, false
+	}
+	f = found{answer: e.answer, age: since(e.since, now)}
+	switch {
+	case f.age < e.answer.life:
+		c.stats.Hits++
+	case now.Before(e.retry):
+		c.stats.Stale++
+		f.stale = true
+	default:
+		if f.age >= e.answer.life+c.stale {
+			c.drop(e)
+		}
+		return found{}, false
+	}
+	c.use(e)
+	return f, true
+}
+
+// get is kept, but that wait is called, if there is nothing, as soon as there is
+// an answer; first says that the caller has to have it asked for, and to call land.
 func (c *cache) get(key []byte, now time.Time, wait func(found)) (f found, ok, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.entries[string(key)]; e != nil {
-		age := since(e.since, now)
-		switch {
-		case age < e.answer.life:
-			c.stats.Hits++
-			c.use(e)
-			return found{answer: e.answer, age: age}, true, false
-		case now.Before(e.retry):
-			c.stats.Stale++
-			c.use(e)
-			return found{answer: e.answer, age: age, stale: true}, true, false
-		case age >= e.answer.life+c.stale:
-			c.drop(e)
-		}
+	if f, ok = c.keptLocked(key, now); ok {
+		return f, true, false
 	}
 	if under := c.flights[string(key)]; under != nil {
 		c.stats.Joined++

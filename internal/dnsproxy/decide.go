@@ -133,11 +133,14 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 	if s.Remote == nil {
 		return failed, "dns mode proxy without a control plane to ask"
 	}
+	deadline := q.deadline
 	if v.Names.Audit {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.TryTimeout)
-		defer cancel()
+		if soon := time.Now().Add(s.TryTimeout); soon.Before(deadline) {
+			deadline = soon
+		}
 	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	a, err := s.Remote.QueryDNS(ctx, v.ID, q.Name, q.typeName())
 	if err != nil {
 		r.detail = err.Error()
@@ -259,12 +262,13 @@ func (s *Server) original(z *policy.ZoneForward, q *query, chain []datapath.Memb
 
 // reachable leaves out the servers that are this one.
 func (s *Server) reachable(servers []netip.AddrPort) ([]netip.AddrPort, error) {
-	var left []netip.AddrPort
-	for _, server := range servers {
+	own := func(server netip.AddrPort) bool {
 		addr := server.Addr().Unmap().WithZone("")
-		if server.IsValid() && server.Port() != 0 && !slices.ContainsFunc(s.Avoid, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-			left = append(left, server)
-		}
+		return !server.IsValid() || server.Port() == 0 || slices.ContainsFunc(s.Avoid, func(p netip.Prefix) bool { return p.Contains(addr) })
+	}
+	left := servers
+	if slices.ContainsFunc(servers, own) {
+		left = slices.DeleteFunc(slices.Clone(servers), own)
 	}
 	if len(left) == 0 {
 		return nil, fmt.Errorf("no upstream server to ask (set dns.upstream)")

@@ -134,5 +134,9 @@ func (s *Server) lesson(v *voice, addrs []netip.Addr) []netip.Addr {
 	if s.AllowPrivateAnswers || v.grant.Private {
 		return addrs
 	}
-	return slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool { return s.surprising(addr) && !v.vouches(addr) })
+	others := func(addr netip.Addr) bool { return s.surprising(addr) && !v.vouches(addr) }
+	if !slices.ContainsFunc(addrs, others) {
+		return addrs
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), others)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -34,6 +35,7 @@ type query struct {
 	version    uint8 // of EDNS
 	peer       Peer
 	maxSize    int // of the answer
+	deadline   time.Time
 }
 
 func (q *query) typeName() string { return dns.Type(q.Qtype).String() }

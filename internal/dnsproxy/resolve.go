@@ -27,7 +27,7 @@ func (s *Server) find(ctx context.Context, q *query, r *ruling, chain []datapath
 		return &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
 	}
 	if known.answer == nil || !slices.Equal(known.servers, servers) {
-		f := s.wait(ctx, servers, q.request(r))
+		f := s.wait(ctx, servers, q.request(r), q.deadline)
 		if f.failed != nil {
 			return f.failed
 		}
@@ -57,11 +57,13 @@ func (q *query) request(r *ruling) *request {
 }
 
 // wait is lookup for those who can wait.
-func (s *Server) wait(ctx context.Context, servers []netip.AddrPort, r *request) found {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(s.Timeout)
+func (s *Server) wait(ctx context.Context, servers []netip.AddrPort, r *request, deadline time.Time) found {
+	var room [512]byte
+	if f, ok := s.cache.kept(appendKey(room[:0], servers, r), time.Now()); ok {
+		return f
 	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	done := make(chan found, 1)
 	s.lookup(servers, r, deadline, func(f found) { done <- f })
 	select {
