@@ -1,69 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Controlplane is a whole control plane against the raw protocol: every
-// attachment of every daemon may reach 10.0.0.0/16 and TCP port 443 of 192.0.2.10.
+// Controlplane is a whole control plane: an attachment may reach what the file of its tenant says, which is read again
+// on SIGHUP. It prints what came of that.
 package main
 
 import (
+	"context"
 	"log"
 	"net"
 	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
 
 	"google.golang.org/grpc"
 
-	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
+	"github.com/netfence/netfence/controlplane"
+	"github.com/netfence/netfence/policy"
 )
 
-type server struct {
-	netfencev1.UnimplementedControlPlaneServer
-}
-
-func (server) Connect(stream netfencev1.ControlPlane_ConnectServer) error {
-	for {
-		event, err := stream.Recv()
-		if err != nil {
-			return err // the daemon keeps the last policy and comes back
-		}
-		switch e := event.GetEvent().(type) {
-		case *netfencev1.DaemonEvent_Sync: // a daemon, with what it has from before
-			log.Printf("daemon %s has %d attachments", e.Sync.GetDaemonId(), len(e.Sync.GetAttachments()))
-			err = stream.Send(&netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_SyncAck{
-				SyncAck: &netfencev1.SyncAck{Welcome: &netfencev1.Welcome{Features: []string{"ports"}}},
-			}})
-		case *netfencev1.DaemonEvent_Subscribed: // a new attachment, closed until we answer
-			log.Printf("attachment %s of %s", e.Subscribed.GetId(), e.Subscribed.GetTarget())
-			err = stream.Send(&netfencev1.ControlCommand{Id: e.Subscribed.GetId(),
-				Command: &netfencev1.ControlCommand_SubscribedAck{SubscribedAck: policy()}})
-		case *netfencev1.DaemonEvent_Unsubscribed:
-			log.Printf("attachment %s is gone: %s", e.Unsubscribed.GetId(), e.Unsubscribed.GetReason())
-		}
-		if err != nil {
-			return err
-		}
+// decide reads the policy of the attachment's tenant: DIR/TENANT.yaml.
+func decide(_ context.Context, a controlplane.Attachment) (*policy.Policy, error) {
+	path := filepath.Join(os.Args[2], filepath.Base(a.Metadata["tenant"])+".yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err // it keeps what it has; a new one stays closed
 	}
-}
-
-func policy() *netfencev1.SubscribedAck {
-	return &netfencev1.SubscribedAck{
-		Mode: netfencev1.PolicyMode_POLICY_MODE_ALLOWLIST,
-		AllowCidrs: []*netfencev1.CIDREntry{
-			{Cidr: "10.0.0.0/16"},
-			{Cidr: "192.0.2.10/32", Ports: []*netfencev1.PortRange{{First: 443, Last: 443, Protocol: netfencev1.Protocol_PROTOCOL_TCP}}},
-		},
+	file, err := policy.ParseFile(path, text)
+	if err != nil {
+		return nil, err
 	}
+	return file.Policy, nil
 }
 
 func main() {
-	address := "127.0.0.1:9000"
-	if len(os.Args) > 1 {
-		address = os.Args[1]
+	if len(os.Args) != 3 {
+		log.Fatal("usage: controlplane ADDRESS DIR")
 	}
-	listener, err := net.Listen("tcp", address)
+	plane, err := controlplane.New(controlplane.Options{Policy: decide})
 	if err != nil {
 		log.Fatal(err)
 	}
-	s := grpc.NewServer()
-	netfencev1.RegisterControlPlaneServer(s, server{})
+	listener, err := net.Listen("tcp", os.Args[1])
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(controlplane.ServerOptions()...)
+	plane.Register(server)
+	go func() { log.Fatal(server.Serve(listener)) }()
 	log.Printf("listening on %s", listener.Addr())
-	log.Fatal(s.Serve(listener))
+
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGHUP)
+	for range changed {
+		outcome, err := plane.Wait(context.Background(), plane.Refresh(controlplane.Selector{}))
+		log.Printf("outcome: %+v, error: %v", outcome, err)
+	}
 }
