@@ -46,6 +46,10 @@ bench: ## all benchmarks, and one table of what is aimed at (root, 10 min)
 bench-dns: ## names, beside unbound, dnsdist and CoreDNS where they are installed (root, 20 min)
 	go run ./bench -dns
 
+.PHONY: bench-control
+bench-control: ## those of the control plane (root, 5 min)
+	go run ./bench -run '^Control plane'
+
 .PHONY: fuzz
 fuzz: ## every fuzz target, FUZZTIME seconds for all together (180) and what building takes
 	scripts/fuzz $(FUZZTIME)

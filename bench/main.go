@@ -46,6 +46,8 @@ var runs = []run{
 	{"Killed under load", "BenchmarkKilledUnderLoad", "./test/e2e", "1x", false},
 	{"A look at the hooks of an attachment", "BenchmarkWatch", "./internal/datapath", "1s", true},
 	{"The counters of 10,000 attachments", "BenchmarkCensus", "./internal/datapath", "1s", true},
+	{"Control plane: a fleet", "BenchmarkFleet", "./test/fleet", "1x", false},
+	{"Control plane: a real daemon", "BenchmarkRealDaemon", "./test/fleet", "1x", false},
 	{"netfenced run", "BenchmarkTrue", "./internal/run", "30x", true},
 	{"Queries", "BenchmarkServe", "./internal/dnsproxy", "1s", true},
 	{"The state's share of an attach", ".", "./internal/state", "1s", true},

@@ -16,6 +16,8 @@ const (
 	control = "BenchmarkControl "
 	attach  = "BenchmarkAttach "
 	killed  = "BenchmarkKilledUnderLoad "
+	fleet   = "BenchmarkFleet "
+	onehost = "BenchmarkRealDaemon "
 
 	learned = "learned, beside 1,000 rules: its grant, its name, its flow noted"
 )
@@ -50,6 +52,17 @@ var rows = []row{
 	{"kill -9 and start ×20 under load", "0 forbidden passed, 0 allowed lost, of ≥ 300,000",
 		[]part{figure("%s of %s passed", number(killed+"passed"), number(killed+"forbidden")),
 			figure("%s of %s lost", number(killed+"lost"), number(killed+"allowed"))}, nil},
+	{"a control plane on one core, 2,000 daemons × 100 attachments: memory of each", "≤ 150 KiB", []part{figure("%s KiB", number(fleet+"KiB/host"))}, nil},
+	{"a change for all 200,000, one policy", "≤ 2 s", []part{took(fleet + "shared"), figure("its core %s", took(fleet+"shared-core"))}, nil},
+	{"a change for all 200,000, one policy each", "≤ 15 s",
+		[]part{took(fleet + "distinct"), figure("its core %s", took(fleet+"distinct-core")), figure("at most %s MiB", number(fleet+"distinct-MiB"))}, nil},
+	{"all reconnect at once, nothing changed", "no storm", []part{took(fleet + "all reconnect, nothing changed")}, nil},
+	{"a change until it is in force, one real daemon, p50 / p99", "≤ 5 / 20 ms", []part{figure("%s / %s", took(onehost+"change-p50"), took(onehost+"change-p99"))}, nil},
+	{"a real daemon with 10,000 attachments reconnects: nothing changed", "≤ 1 s", []part{took(onehost + "reconnect-same")}, nil},
+	{"the same, everything changed", "≤ 15 s",
+		[]part{figure("to one policy %s", took(onehost+"reconnect-changed")), figure("to one each %s", took(onehost+"reconnect-distinct"))}, nil},
+	{"attach, its policy asked for over loopback, p50", "≤ 3 ms more than with the policy in the request",
+		[]part{took(onehost + "attach-p50")}, []part{figure("in the request %s", took(onehost+"attach-own-p50"))}},
 }
 
 func emptyProgram(benchmark string) []part {

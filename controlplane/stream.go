@@ -178,7 +178,7 @@ func (c *ControlPlane) admit(s *stream, request *netfencev1.SyncRequest) error {
 	}
 
 	if view.LastError != "" {
-		c.log.Warn("the daemon's last stream broke", "daemon", d.id, "reason", view.LastError)
+		c.log.Info("daemon came back", "daemon", d.id, "last_stream", view.LastError)
 	}
 	if f := c.opts.OnConnect; f != nil {
 		f(view)
