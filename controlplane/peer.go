@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math"
 	"net/netip"
 	"strings"
 	"time"
@@ -127,7 +128,7 @@ func (s *service) QueryDns(ctx context.Context, request *netfencev1.DnsQueryRequ
 		return nil, fmt.Errorf("query %s %s: %w", request.GetDomain(), request.GetQueryType(), err)
 	}
 	response := &netfencev1.DnsQueryResponse{
-		Allow: answer.Allow, AddToFilter: answer.Learn, TtlSeconds: uint32(answer.TTL / time.Second),
+		Allow: answer.Allow, AddToFilter: answer.Learn, TtlSeconds: uint32(min(max(answer.TTL/time.Second, 0), math.MaxInt32)),
 	}
 	for _, addr := range answer.Addrs {
 		response.Ips = append(response.Ips, addr.String())
