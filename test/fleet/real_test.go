@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -51,7 +52,7 @@ func newServer(t testing.TB, address string, opts controlplane.Options) *server 
 
 func (s *server) outcome(t testing.TB, change controlplane.Change) controlplane.Outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*testenv.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	outcome, err := s.Wait(ctx, change)
 	if err != nil {
