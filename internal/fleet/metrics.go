@@ -28,7 +28,7 @@ func newCounters(registry *prometheus.Registry) *counters {
 	c := &counters{
 		connects:    counter("connects_total", "Streams of daemons that began."),
 		disconnects: counter("disconnects_total", "Streams of daemons that ended."),
-		denied:      counter("denied_total", "Daemons that were sent away for their credentials."),
+		denied:      counter("denied_total", "Connections and streams of daemons that were refused for their credentials."),
 		attached:    counter("attached_total", "Attachments that became known."),
 		detached:    counter("detached_total", "Attachments that ended."),
 		refusals:    counter("refusals_total", "Policies that a daemon did not put in force."),

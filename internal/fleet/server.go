@@ -166,7 +166,7 @@ func (s *Server) listen(c *Config, g *gate, a *api) error {
 		if err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
-		options = append(options, grpc.Creds(credentials.NewTLS(config)))
+		options = append(options, grpc.Creds(&handshakes{credentials.NewTLS(config), s.log, a.counters}))
 	}
 	s.grpc = grpc.NewServer(append(options, grpc.WaitForHandlers(true))...)
 	s.plane.Register(s.grpc)

@@ -8,8 +8,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 )
 
 // server makes the configuration of a listener, whose files are read again when they are rotated. Clients must show a
@@ -87,4 +91,24 @@ func revoked(list *x509.RevocationList, state tls.ConnectionState, now time.Time
 		}
 	}
 	return nil
+}
+
+// handshakes tells of those that fail: what the client hears of it is often no more than that the connection broke.
+type handshakes struct {
+	credentials.TransportCredentials
+	log      *slog.Logger
+	counters *counters
+}
+
+func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := h.TransportCredentials.ServerHandshake(raw)
+	if err != nil && !errors.Is(err, io.EOF) { // who says nothing is a load balancer that looks
+		h.counters.denied.Inc()
+		h.log.Warn("daemon refused", "address", raw.RemoteAddr().String(), "err", err)
+	}
+	return conn, info, err
+}
+
+func (h *handshakes) Clone() credentials.TransportCredentials {
+	return &handshakes{h.TransportCredentials.Clone(), h.log, h.counters}
 }
