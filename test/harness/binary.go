@@ -17,7 +17,7 @@ const BinaryEnv = "NETFENCE_TEST_BINARY"
 
 var (
 	mu    sync.Mutex // guards built
-	built string     // directory of the program that this process built
+	built string     // directory of the programs that this process built
 )
 
 // suite removes what was built. A suite that is killed leaves it in the directory for temporary files.
@@ -37,33 +37,43 @@ func (s suite) Run() int {
 	return code
 }
 
-// binary builds cmd/netfenced, once for all tests of a package, with the race detector if they have it, else as it is
-// released: without cgo some system calls reach all threads that with it do not.
+// binary is netfenced.
 func binary(t testenv.TB) string {
 	t.Helper()
 	if path := os.Getenv(BinaryEnv); path != "" {
 		return path
 	}
+	return Build(t, "netfenced")
+}
+
+// Build builds a command of cmd, once for all tests of a package, with the race detector if they have it, else as it is
+// released: without cgo some system calls reach all threads that with it do not.
+func Build(t testenv.TB, command string) string {
+	t.Helper()
 	mu.Lock()
 	defer mu.Unlock()
 	if built == "" {
 		dir, err := os.MkdirTemp("", "netfence-build-")
 		if err != nil {
-			t.Fatalf("build netfenced: %v", err)
+			t.Fatalf("build %s: %v", command, err)
 		}
 		built = dir
-		args := []string{"build", "-o", filepath.Join(dir, "netfenced")}
-		if race {
-			args = append(args, "-race")
-		}
-		build := exec.Command("go", append(args, "github.com/netfence/netfence/cmd/netfenced")...)
-		if !race {
-			build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		}
-		out, err := build.CombinedOutput()
-		if err != nil {
-			t.Fatalf("build netfenced: %v\n%s", err, out)
-		}
 	}
-	return filepath.Join(built, "netfenced")
+	path := filepath.Join(built, command)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	args := []string{"build", "-o", path}
+	if race {
+		args = append(args, "-race")
+	}
+	build := exec.Command("go", append(args, "github.com/netfence/netfence/cmd/"+command)...)
+	if !race {
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	}
+	out, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("build %s: %v\n%s", command, err, out)
+	}
+	return path
 }
