@@ -205,17 +205,17 @@ func (s *sender) connectTCP() {
 
 func (s *sender) each(call string, send func([]byte) error) {
 	for i := range s.Count {
-		switch err := send(s.packet(i)); err {
-		case nil:
+		err := send(s.packet(i))
+		if err == nil {
 			s.out.Sent++
-		case unix.EAGAIN:
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
 			// Nobody refused it: packets of before are still on their way, and there was no
 			// room for one more. Its number is the next one's.
 			s.n--
-			fallthrough
-		default:
-			s.failed(call, err)
 		}
+		s.failed(call, err)
 	}
 }
 
