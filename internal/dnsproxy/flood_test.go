@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// shared is one socket for two attachments: the client at loud's address is one
+// of them, everybody else the other.
+type shared struct {
+	*net.UDPConn
+	loud *net.UDPConn
+}
+
+func (c shared) ReadQuery(b []byte) (int, Peer, error) {
+	n, client, err := c.ReadFromUDPAddrPort(b)
+	p := Peer{Index: index, Client: client}
+	if client == netip.MustParseAddrPort(c.loud.LocalAddr().String()) {
+		p.Index = index + 1
+	}
+	return n, p, err
+}
+
+func (g *gate) of(index uint32) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.by[index]
+}
+
+func (c shared) WriteAnswer(b []byte, to Peer) error {
+	_, err := c.WriteToUDPAddrPort(b, to.Client)
+	return err
+}
+
+// TestFlood holds that an attachment that asks as fast as it can, for names that
+// take a server for ever, neither has more queries in flight than it may nor
+// keeps another's from being answered.
+func TestFlood(t *testing.T) {
+	up := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
+		if q.Question[0].Qtype == dns.TypeTXT {
+			return nil
+		}
+		return records(t, "$ 60 IN A 192.0.2.1")(q, network)
+	})
+	const most = 64
+	w := serve(t, Options{MaxQueries: most, TryTimeout: time.Minute, Timeout: time.Minute}, []*resolver{up}, allowlist("*"))
+	w.kernel.set(t, index+1, allowlist("*"))
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loud := dial(t, "udp", pc.LocalAddr().String()).(*net.UDPConn)
+	quiet := &dns.Conn{Conn: dial(t, "udp", pc.LocalAddr().String())}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := w.Serve(ctx, shared{pc.(*net.UDPConn), loud}); err != nil {
+			t.Error(err)
+		}
+	})
+	running.Go(func() {
+		q := questionFor("a.example", dns.TypeTXT)
+		for i := 0; ctx.Err() == nil; i++ {
+			q.Question[0].Name = fmt.Sprintf("n%d.example.", i)
+			_, _ = loud.Write(packed(t, q)) // to a socket that is full, or closed in the end
+		}
+	})
+	for w.queries.of(index+1) < most {
+		<-time.After(time.Millisecond)
+	}
+	lost := 0
+	for i := range 50 {
+		q := questionFor(fmt.Sprintf("q%d.example", i), dns.TypeA)
+		for { // what finds the socket full is sent again, as resolvers do
+			if err := quiet.WriteMsg(q); err != nil {
+				t.Fatal(err)
+			}
+			if err := quiet.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			m, err := quiet.ReadMsg()
+			if err == nil && m.Id == q.Id && len(m.Answer) == 1 {
+				break
+			}
+			if lost++; lost > 25 {
+				t.Fatalf("query %d: %v, %v", i, m, err)
+			}
+		}
+		if n := w.queries.of(index + 1); n > most {
+			t.Fatalf("%d queries in flight", n)
+		}
+	}
+	cancel()
+	running.Wait()
+}
