@@ -23,6 +23,8 @@ func TestDigest(t *testing.T) {
 		want  bool
 	}{
 		{dns.TypeA, []string{"$ 60 A 192.0.2.1", "$ 60 A 192.0.2.2"}, true},
+		{dns.TypeA, []string{"$ 60 A 10.0.0.1", "$ 60 A 192.0.2.1"}, true},
+		{dns.TypeA, []string{"b.example. 60 A 10.0.0.1", "$ 60 A 192.0.2.1"}, true},
 		{dns.TypeA, []string{"c.example. 60 CNAME d.example.", "d.example. 60 A 192.0.2.1", "$ 60 CNAME c.example."}, true},
 		{dns.TypeA, []string{"$ 60 A 192.0.2.1", "b.example. 60 A 192.0.2.2", "--", "example. 60 NS ns.example.", "++", "ns.example. 60 A 192.0.2.3"}, true},
 		{dns.TypeAAAA, []string{"--", soa}, true},
