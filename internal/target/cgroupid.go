@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernfsHandle is FILEID_KERNFS (include/linux/exportfs.h, Linux 5.5): the file handle of
+// kernfsHandle is FILEID_KERNFS (enum fid_type, Linux 5.5): the file handle of
 // a cgroup is its id.
 const kernfsHandle = 0xfe
 
