@@ -161,14 +161,14 @@ func (d *daemon) assemble(version string) error {
 	if err != nil {
 		return err
 	}
-	if err := d.newDNSServer(); err != nil {
-		return err
-	}
 	d.reconciler = reconciler.New(d.store, filter{d.kernel, &d.dns, d.leased}, reconciler.Options{
 		Permanent: func(err error) bool { return errors.Is(err, datapath.ErrFull) },
 		Vanished:  func(err error) bool { return errors.Is(err, datapath.ErrVanished) },
 		Log:       d.log,
 	})
+	if err := d.newDNSServer(); err != nil {
+		return err
+	}
 	d.api = localapi.New(localapi.Options{
 		Store: d.store, Subscriber: d.control, Resolver: resolver{}, Counters: d.counters, Totals: d.totals, DNS: d.nameservers, Learned: d.learned,
 		Events: d.hub, InstanceID: instance, Log: d.log,
@@ -195,7 +195,7 @@ func (d *daemon) stages(version string) []stage {
 		{"reconciler", d.reconciler.Run},
 		{"watch targets", t.run},
 		{"watch attachments", d.caughtUp(d.watchAttachments)},
-		{"dns", d.caughtUp(d.serveDNS)}, // until then queries wait in the sockets
+		{"dns", d.serveDNS},
 		{"dns in other namespaces", d.caughtUp(d.watchElsewhere)},
 	}
 	if d.control.folder != nil {
@@ -215,8 +215,8 @@ func (d *daemon) stages(version string) []stage {
 		stage{"local api", d.caughtUp(d.serve)})
 }
 
-// caughtUp has run begin when it is known what is in force: before that, whoever asks would hear of block-all, a query
-// would fail for want of a policy, and a control plane would send again what is there.
+// caughtUp has run begin when it is known what is in force: before that, whoever asks would hear of block-all, and a
+// control plane would send again what is there.
 func (d *daemon) caughtUp(run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {

@@ -58,6 +58,7 @@ func (d *daemon) newDNSServer() (err error) {
 		ServeStale:          c.ServeStale,
 		MaxQueries:          d.config.Limits.Queries,
 		Events:              d.hub.Publish,
+		Settled:             d.reconciler.CaughtUp(),
 		Log:                 d.log,
 	})
 	if err != nil {

@@ -31,6 +31,7 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 		return reply
 	}
 	q.deadline = time.Now().Add(s.Timeout)
+	s.settle(ctx, q, from.Index)
 	var known asked
 	owner := s.owner(from.Index)
 	for try := range maxStale {
@@ -48,6 +49,22 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 		s.tell(q, chain[0], blocked, keptChanging, nil)
 	}
 	return q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging})
+}
+
+// settleInterval is how soon a query that waits finds that its attachment is known.
+const settleInterval = 20 * time.Millisecond
+
+// settle returns when it is known whose the index is, or that it is nobody's.
+func (s *Server) settle(ctx context.Context, q *query, index uint32) {
+	for s.Settled != nil && len(s.Kernel.Chain(index)) == 0 && time.Now().Before(q.deadline) {
+		select {
+		case <-s.Settled:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(settleInterval):
+		}
+	}
 }
 
 // answer acts on a ruling. An error is datapath.ErrStale.

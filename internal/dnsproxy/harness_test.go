@@ -83,6 +83,12 @@ func (k *kernel) set(t testing.TB, index uint32, policies ...policy.Policy) {
 	}
 }
 
+func (k *kernel) forget(index uint32) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.chains, index)
+}
+
 func (k *kernel) refusing(refuse func() error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -31,6 +31,10 @@ type Options struct {
 	// Control is called with every socket that upstreams are asked on, before
 	// it connects, so that the daemon's own packets can be exempted.
 	Control func(network, address string, c syscall.RawConn) error
+	// Settled is closed once Kernel knows what is in force for every attachment that
+	// there is. Until then a query of one that it does not know waits, as far as its
+	// time reaches, and so do new connections. Nil: it knows.
+	Settled <-chan struct{}
 	// Avoid are addresses that are never asked, because the answer would come
 	// from this server. Default: datapath.DNSRanges.
 	Avoid []netip.Prefix

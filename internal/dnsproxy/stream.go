@@ -32,6 +32,13 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	if s.Settled != nil { // whose a connection is stays what it was when it came
+		select {
+		case <-s.Settled:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	var pause backoff
 	for {
 		c, from, err := l.Accept()
