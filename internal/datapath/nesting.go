@@ -3,6 +3,8 @@
 package datapath
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -52,8 +54,11 @@ func (n *nesting) enter(a *attachment, t target.Target) error {
 // lead learns which namespace the other end of an interface is in.
 func (n *nesting) lead(a *attachment) error {
 	link, err := netlink.LinkByIndex(int(a.record.Ifindex))
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return fmt.Errorf("%w: %w", ErrVanished, err)
+	}
 	if err != nil {
-		return vanished(err)
+		return fmt.Errorf("interface %d: %w", a.record.Ifindex, err)
 	}
 	peer := -1
 	if kind := link.Type(); kind == "veth" || kind == "netkit" {
