@@ -22,7 +22,7 @@ demo: build ## play the story in namespaces of its own (root)
 
 .PHONY: test
 test: ## all tests, with the race detector (root)
-	go test -race -count=1 -timeout=25m -json ./... | go -C tools run ./testlog ../test/skips.txt
+	go test -race -count=1 -timeout=40m -json ./... | go -C tools run ./testlog ../test/skips.txt
 
 .PHONY: test-clsact
 test-clsact: ## the tests of interfaces, held by clsact as before Linux 6.6 (root)
