@@ -119,7 +119,7 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 // isPlain reports whether nobody has anything to change in the answer that was found.
 func (s *Server) isPlain(q *query, r *ruling, known *asked) bool {
 	p := known.answer.plain
-	if p == nil || known.stale || len(r.voices) == 0 || len(p.msg)+len(appendOPT(nil, false)) > q.maxSize {
+	if p == nil || !p.answers(q) || known.stale || len(r.voices) == 0 || len(p.msg)+len(appendOPT(nil, false)) > q.maxSize {
 		return false
 	}
 	for i := range r.voices {

@@ -296,6 +296,14 @@ func plainByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
+// answers reports whether the question is q's. Who asked upstream has seen to that;
+// what is written over another would be no message.
+func (p *plain) answers(q *query) bool {
+	end := headerBytes + len(q.wire)
+	return len(p.msg) >= end+4 && p.msg[end-1] == 0 && foldedEqual(p.msg[headerBytes:end], q.wire) &&
+		binary.BigEndian.Uint16(p.msg[end:]) == q.Qtype
+}
+
 // answer makes the message for a client. life bounds how long it may hold it.
 func (p *plain) answer(q *query, f *found, life uint32) []byte {
 	b := make([]byte, len(p.msg), len(p.msg)+len(appendOPT(nil, false)))
