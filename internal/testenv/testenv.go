@@ -37,8 +37,8 @@ type TB interface {
 }
 
 // Patience is how long Eventually and the like wait for what takes milliseconds on
-// an idle machine; two busy cores need more.
-var Patience = 10 * time.Second * Slow
+// an idle machine; two busy cores, and a queue for a lock of the kernel, need more.
+var Patience = 30 * time.Second * Slow
 
 // Slow is how many times slower than usual the machine is, 1 unless the environment
 // says otherwise: an emulated one is. Limits on time grow with it.
