@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/test/harness"
 )
@@ -61,7 +63,12 @@ func newWorld(t *testing.T) (*testenv.World, *testenv.Workload) {
 func passes(t *testing.T, w *testenv.Workload, address string) {
 	t.Helper()
 	to := netip.AddrPortFrom(netip.MustParseAddr(address), echo)
-	if out := w.Probe(t, testenv.Probe{Kind: testenv.TCP, To: to, Wait: testenv.Patience}); !out.Answered {
+	var out testenv.Outcome
+	testenv.Eventually(t, "the neighbour to be found, of which block-all let nobody ask", func() bool {
+		out = w.Probe(t, testenv.Probe{Kind: testenv.TCP, To: to, Wait: testenv.Patience})
+		return out.Errno != unix.EHOSTUNREACH
+	})
+	if !out.Answered {
 		t.Errorf("%s: %s, want it to pass", address, out)
 	}
 }
