@@ -68,7 +68,7 @@ func Observe(t TB, ns *NS, device string) *Observer {
 			return err
 		}
 		o.file = os.NewFile(uintptr(fd), "packets at "+device)
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20); err != nil {
 			return fmt.Errorf("receive buffer: %w", err)
 		}
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {

@@ -95,7 +95,7 @@ func (w *Workload) Serve(t TB, port uint16) {
 	w.tell(t, order{Op: "serve", Addr: fmt.Sprintf(":%d", port)})
 }
 
-// Flood has the process send UDP packets to the address 16,000 times a second, or Slow
+// Flood has the process send UDP packets to the address 8,000 times a second, or Slow
 // times fewer, by unconnected sends, errors notwithstanding, until stop is called. stop
 // returns what the kernel took, and what it did not.
 func (w *Workload) Flood(t TB, to netip.AddrPort) (stop func() Outcome) {
@@ -204,7 +204,7 @@ func echoes(conn net.Conn, wait time.Duration) (bool, error) {
 
 // A flood is what an Observer can count beside a busy machine's other tests: it fails
 // rather than lose a packet.
-const floodBurst = 16
+const floodBurst = 8
 
 // floodPace is the time from burst to burst.
 var floodPace = time.Millisecond * Slow
