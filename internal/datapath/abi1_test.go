@@ -159,7 +159,7 @@ func (o *abi1Daemon) rules(t testing.TB, p *policy.Policy) {
 	s := &slots{bpf: &bpfMaps{
 		NfTables: o.coll.Maps[bpfMapNfTables], NfClauses: o.coll.Maps[bpfMapNfClauses], NfSlots: o.coll.Maps[bpfMapNfSlots],
 	}}
-	if err := s.build(1, table.Hash(), table); err != nil {
+	if err := s.build(spare{index: 1}, table.Hash(), table); err != nil {
 		t.Fatal(err)
 	}
 }

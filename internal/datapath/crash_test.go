@@ -318,7 +318,8 @@ func (v *victim) standing(t *testing.T) standing {
 	testenv.Eventually(t, "no table cools", func() bool {
 		d.slots.mu.Lock()
 		defer d.slots.mu.Unlock()
-		return len(d.slots.free)+len(d.slots.used) == int(d.bpf.NfSlots.MaxEntries())-1
+		return len(d.slots.spares) == d.slots.wanted &&
+			len(d.slots.free)+len(d.slots.spares)+len(d.slots.used) == int(d.bpf.NfSlots.MaxEntries())-1
 	})
 	if got, want := len(d.indices.free)+len(d.indices.cooling)+len(d.known), int(d.bpf.NfAttachments.MaxEntries())-1; got != want {
 		t.Errorf("%d indices are free or in use, of %d", got, want)
@@ -352,7 +353,7 @@ func (v *victim) standing(t *testing.T) standing {
 		if (err == nil) != (c != bpfSlotContent{}) && slot != 0 {
 			t.Errorf("slot %d: noted as %x, table: %v", slot, c.Hash[:4], err)
 		}
-		if c != (bpfSlotContent{}) {
+		if c != (bpfSlotContent{}) && c.Hash != spareHash {
 			s.Tables++
 		}
 	}

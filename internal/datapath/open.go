@@ -72,7 +72,7 @@ func Open(cfg Config) (*Datapath, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	d.stop = stop
 	d.done.Go(func() { d.sweep(ctx) })
-	d.done.Go(func() { d.slots.reap(ctx) })
+	d.done.Go(func() { d.slots.run(ctx) })
 	return d, nil
 }
 
@@ -213,7 +213,7 @@ func (d *Datapath) adopt() error {
 	if err := d.adoptPlaces(); err != nil {
 		return err
 	}
-	slots, adopted, err := adoptSlots(&d.bpf.bpfMaps, inUse, d.log)
+	slots, adopted, err := adoptSlots(&d.bpf.bpfMaps, inUse, d.config.spares(), d.log)
 	if err != nil {
 		return err
 	}

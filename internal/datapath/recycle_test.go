@@ -107,8 +107,9 @@ func TestRecycledPlacesMixNothing(t *testing.T) {
 		turns = 2000
 	}
 	d := openWith(t, Config{Dir: pinDir(t), MaxAttachments: 6})
+	spares(t, d)
 	d.slots.mu.Lock()
-	d.slots.free = d.slots.free[:8]
+	d.slots.free = d.slots.free[:2] // and six spares
 	d.slots.mu.Unlock()
 
 	ns, outside := testenv.NewNS(t), testenv.NewNS(t)

@@ -26,9 +26,12 @@ type slots struct {
 	mu   sync.Mutex // guards all below
 	used map[[32]byte]*slot
 	free []uint32 // the one that was given back first in front
+	// spares are made from free ones, up to as many as are wanted.
+	spares []spare
+	wanted int
 	// cooling slots are named by no word; packets in flight may still read them.
 	cooling []uint32
-	cool    chan struct{} // holds one token when cooling is not empty
+	work    chan struct{} // holds one token when there is something to reap or to prepare
 }
 
 // slot is one table in the kernel. 0 is not a slot but "no rules".
@@ -41,13 +44,13 @@ type slot struct {
 }
 
 // adoptSlots takes over the slots that words name and lets the others cool:
-// some were being built or emptied when a daemon died.
-func adoptSlots(bpf *bpfMaps, inUse map[uint32]int, log *slog.Logger) (*slots, map[uint32]*slot, error) {
+// some were being built or emptied when a daemon died, or spares of its.
+func adoptSlots(bpf *bpfMaps, inUse map[uint32]int, spares int, log *slog.Logger) (*slots, map[uint32]*slot, error) {
 	contents, err := readArray[bpfSlotContent](bpf.NfSlots)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read slots: %w", err)
 	}
-	s := &slots{bpf: bpf, log: log, used: make(map[[32]byte]*slot), cool: make(chan struct{}, 1)}
+	s := &slots{bpf: bpf, log: log, used: make(map[[32]byte]*slot), wanted: spares, work: make(chan struct{}, 1)}
 	adopted := make(map[uint32]*slot, len(inUse))
 	built := make(chan struct{})
 	close(built)
@@ -84,21 +87,20 @@ func (s *slots) acquire(t *policy.Table) (*slot, error) {
 		}
 		return sl, nil
 	}
-	if len(s.free) == 0 {
+	place, err := s.take()
+	if err != nil {
 		s.mu.Unlock()
-		return nil, fmt.Errorf("%w: %d distinct rule tables", ErrFull, s.bpf.NfTables.MaxEntries()-1)
+		return nil, err
 	}
-	index := s.free[0]
-	s.free = s.free[1:]
-	sl := &slot{index: index, hash: hash, users: 1, ready: make(chan struct{})}
+	sl := &slot{index: place.index, hash: hash, users: 1, ready: make(chan struct{})}
 	s.used[hash] = sl
 	s.mu.Unlock()
 
-	sl.err = s.build(index, hash, t)
+	sl.err = errors.Join(s.build(place, hash, t), place.close())
 	if sl.err != nil {
 		s.mu.Lock()
 		delete(s.used, hash)
-		s.retire(index)
+		s.retire(place.index)
 		s.mu.Unlock()
 	}
 	close(sl.ready)
@@ -124,45 +126,53 @@ func (s *slots) retire(index uint32) {
 }
 
 func (s *slots) wake() {
-	if len(s.cooling) == 0 {
-		return
-	}
 	select {
-	case s.cool <- struct{}{}:
+	case s.work <- struct{}{}:
 	default:
 	}
 }
 
-// reap empties slots that have cooled, until ctx is done. Those that it does
-// not get to are found again by the next daemon.
-func (s *slots) reap(ctx context.Context) {
+// run prepares spares and empties slots that have cooled, until ctx is done.
+// Those that it does not get to are found again by the next daemon.
+func (s *slots) run(ctx context.Context) {
 	for {
+		if err := s.prepare(); err != nil {
+			s.log.Warn("policies wait for their rule tables", "err", err)
+		}
+		s.reap(ctx)
 		select {
 		case <-ctx.Done():
-			return
-		case <-s.cool:
-		}
-		s.mu.Lock()
-		batch := s.cooling
-		s.cooling = nil
-		s.mu.Unlock()
-		if err := s.grace(); err != nil {
-			s.log.Error("rule tables not freed", "tables", len(batch), "err", err)
-			continue
-		}
-		for i, index := range batch {
-			if ctx.Err() != nil {
-				s.log.Debug("rule tables left to the next start", "tables", len(batch)-i)
-				return
-			}
-			if err := s.empty(index); err != nil {
-				s.log.Error("rule table not freed", "slot", index, "err", err)
-				continue
-			}
 			s.mu.Lock()
-			s.free = append(s.free, index)
-			s.mu.Unlock()
+			defer s.mu.Unlock()
+			if err := closeSpares(s.spares); err != nil {
+				s.log.Warn("rule tables not closed", "err", err)
+			}
+			s.spares = nil
+			return
+		case <-s.work:
 		}
+	}
+}
+
+func (s *slots) reap(ctx context.Context) {
+	s.mu.Lock()
+	batch := s.cooling
+	s.cooling = nil
+	s.mu.Unlock()
+	if len(batch) == 0 {
+		return
+	}
+	if err := s.grace(); err != nil {
+		s.log.Error("rule tables not freed", "tables", len(batch), "err", err)
+		return
+	}
+	if err := s.emptyAll(ctx, batch); err != nil {
+		s.log.Error("rule tables not freed", "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spares) < s.wanted {
+		s.wake()
 	}
 }
 
@@ -171,51 +181,93 @@ func (s *slots) reap(ctx context.Context) {
 // maybe_wait_bpf_programs), and programs run inside one RCU section. Slot 0 is
 // named by no lookup.
 func (s *slots) grace() error {
-	none, err := s.newTable(0)
+	none, err := newTable(0)
 	if err != nil {
 		return err
 	}
 	return errors.Join(s.bpf.NfTables.Put(uint32(0), none), none.Close())
 }
 
+// emptyAll frees slots, some at once since each waits for RCU. It stops early
+// when ctx is done.
+func (s *slots) emptyAll(ctx context.Context, indexes []uint32) error {
+	errs := make([]error, len(indexes))
+	var g errgroup.Group
+	g.SetLimit(maxSpares)
+	for i, index := range indexes {
+		if ctx.Err() != nil {
+			s.log.Debug("rule tables left to the next start", "tables", len(indexes)-i)
+			break
+		}
+		g.Go(func() error {
+			errs[i] = s.empty(index)
+			return nil
+		})
+	}
+	_ = g.Wait() // each error has its place
+	return errors.Join(errs...)
+}
+
 func (s *slots) empty(index uint32) error {
 	for _, outer := range []*ebpf.Map{s.bpf.NfTables, s.bpf.NfClauses, s.bpf.NfSources} {
 		if err := outer.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
+			return fmt.Errorf("slot %d: %w", index, err)
 		}
 	}
-	return s.bpf.NfSlots.Put(index, &bpfSlotContent{})
+	if err := s.bpf.NfSlots.Put(index, &bpfSlotContent{}); err != nil {
+		return fmt.Errorf("slot %d: %w", index, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, index)
+	return nil
 }
 
 // build fills a slot that no word names. The content is noted first, so that a
 // crash at any point leaves a slot that the next daemon knows to empty.
-func (s *slots) build(index uint32, hash [32]byte, t *policy.Table) error {
-	if err := s.bpf.NfSlots.Put(index, &bpfSlotContent{Hash: hash}); err != nil {
+func (s *slots) build(place spare, hash [32]byte, t *policy.Table) error {
+	if err := s.bpf.NfSlots.Put(place.index, &bpfSlotContent{Hash: hash}); err != nil {
 		return fmt.Errorf("note slot: %w", err)
 	}
+	tableFits, clausesFit := place.takes(t)
 	var g errgroup.Group // they wait for RCU at once
-	g.Go(func() error { return s.buildTable(index, t) })
-	if len(t.Clauses) > 1 || t.Clauses[0] != (policy.Clause{}) {
-		g.Go(func() error { return s.buildClauses(index, t) })
+	if tableFits {
+		g.Go(func() error { return fillTable(place.table, t) })
+	} else {
+		g.Go(func() error { return s.placeTable(place.index, t) })
+	}
+	switch {
+	case len(t.Clauses) == 1 && t.Clauses[0] == policy.Clause{}: // no chain reaches any
+	case clausesFit:
+		g.Go(func() error { return fillClauses(place.clauses, t) })
+	default:
+		g.Go(func() error { return s.placeClauses(place.index, t) })
 	}
 	if len(t.Sources) > 0 {
-		g.Go(func() error { return s.buildSources(index, t) })
+		g.Go(func() error { return s.placeSources(place.index, t) })
 	}
 	return g.Wait()
 }
 
-func (s *slots) buildTable(index uint32, t *policy.Table) error {
-	m, err := s.newTable(len(t.Entries))
-	if err != nil {
-		return err
-	}
+func fillTable(m *ebpf.Map, t *policy.Table) error {
 	keys := make([]bpfPrefix, len(t.Entries))
 	values := make([]bpfClause, len(t.Entries))
 	for i, e := range t.Entries {
 		keys[i], values[i] = kernelPrefix(e.Prefix), kernelClause(e.Clause)
 	}
 	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
-		return errors.Join(fmt.Errorf("fill rule table of %d prefixes: %w", len(keys), err), m.Close())
+		return fmt.Errorf("fill rule table of %d prefixes: %w", len(keys), err)
+	}
+	return nil
+}
+
+func (s *slots) placeTable(index uint32, t *policy.Table) error {
+	m, err := newTable(len(t.Entries))
+	if err != nil {
+		return err
+	}
+	if err := fillTable(m, t); err != nil {
+		return errors.Join(err, m.Close())
 	}
 	if err := s.bpf.NfTables.Put(index, m); err != nil {
 		return errors.Join(fmt.Errorf("place rule table: %w", err), m.Close())
@@ -224,7 +276,7 @@ func (s *slots) buildTable(index uint32, t *policy.Table) error {
 }
 
 // newTable has room for one entry more: before 6.1.120 a full trie cannot be updated.
-func (s *slots) newTable(entries int) (*ebpf.Map, error) {
+func newTable(entries int) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "nf_table", Type: ebpf.LPMTrie, Flags: bpfNoPrealloc,
 		KeySize: prefixSize, ValueSize: clauseSize, MaxEntries: uint32(entries) + 1,
@@ -235,21 +287,25 @@ func (s *slots) newTable(entries int) (*ebpf.Map, error) {
 	return m, nil
 }
 
-func (s *slots) buildClauses(index uint32, t *policy.Table) error {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: "nf_clauses", Type: ebpf.Array, Flags: bpfInnerMap,
-		KeySize: 4, ValueSize: clauseSize, MaxEntries: uint32(len(t.Clauses)),
-	})
-	if err != nil {
-		return fmt.Errorf("create %d clauses: %w", len(t.Clauses), err)
-	}
+func fillClauses(m *ebpf.Map, t *policy.Table) error {
 	keys := make([]uint32, len(t.Clauses))
 	values := make([]bpfClause, len(t.Clauses))
 	for i, c := range t.Clauses {
 		keys[i], values[i] = uint32(i), kernelClause(c)
 	}
 	if _, err := m.BatchUpdate(keys, values, nil); err != nil {
-		return errors.Join(fmt.Errorf("fill %d clauses: %w", len(keys), err), m.Close())
+		return fmt.Errorf("fill %d clauses: %w", len(keys), err)
+	}
+	return nil
+}
+
+func (s *slots) placeClauses(index uint32, t *policy.Table) error {
+	m, err := newClauses(len(t.Clauses))
+	if err != nil {
+		return err
+	}
+	if err := fillClauses(m, t); err != nil {
+		return errors.Join(err, m.Close())
 	}
 	if err := s.bpf.NfClauses.Put(index, m); err != nil {
 		return errors.Join(fmt.Errorf("place clauses: %w", err), m.Close())
@@ -257,7 +313,18 @@ func (s *slots) buildClauses(index uint32, t *policy.Table) error {
 	return m.Close()
 }
 
-func (s *slots) buildSources(index uint32, t *policy.Table) error {
+func newClauses(n int) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "nf_clauses", Type: ebpf.Array, Flags: bpfInnerMap,
+		KeySize: 4, ValueSize: clauseSize, MaxEntries: uint32(n),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create %d clauses: %w", n, err)
+	}
+	return m, nil
+}
+
+func (s *slots) placeSources(index uint32, t *policy.Table) error {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "nf_sources", Type: ebpf.Array, KeySize: 4, ValueSize: sourceSize, MaxEntries: uint32(bpfLimitMAX_SOURCES),
 	})
