@@ -14,6 +14,8 @@ type Flow struct {
 	Protocol Protocol
 	Port     uint16 // destination port
 	Portless bool   // a non-first fragment, or a protocol without ports
+
+	portsOnly bool // a rule without ports does not allow it
 }
 
 func (f Flow) String() string {
@@ -86,7 +88,7 @@ func longest(allow, deny []Rule, f Flow, boot time.Duration) Decision {
 		}
 		for i := range rules {
 			r := &rules[i]
-			if !r.matches(f, boot) || best.Rule != nil && r.Prefix.Bits() <= best.Rule.Prefix.Bits() {
+			if f.portsOnly && list == Allow && len(r.Ports) == 0 || !r.matches(f, boot) || best.Rule != nil && r.Prefix.Bits() <= best.Rule.Prefix.Bits() {
 				continue
 			}
 			best = Decision{Action: list, Rule: r, List: list, Index: i}

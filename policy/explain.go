@@ -17,7 +17,12 @@ type Packet struct {
 }
 
 func (q Packet) String() string {
-	if q.Name != "" {
+	switch {
+	case q.Name != "" && q.Flow.Portless:
+		return q.Name
+	case q.Flow.Portless:
+		return q.Flow.Addr.String()
+	case q.Name != "":
 		return fmt.Sprintf("%s:%d/%s", q.Name, q.Flow.Port, q.Flow.Protocol)
 	}
 	return netip.AddrPortFrom(q.Flow.Addr, q.Flow.Port).String() + "/" + q.Flow.Protocol.String()
@@ -27,6 +32,7 @@ func (q Packet) String() string {
 type Explanation struct {
 	Action Action
 	Rule   string // that decides; empty when it is the mode
+	List   Action // the list in which Rule stands
 	Guard  bool   // the rule is the guard's
 	Reason string // for people
 }
@@ -81,10 +87,18 @@ func (p *Policy) Explain(guard *Guard, q Packet) Explanation {
 }
 
 func (p *Policy) explainAddress(guard *Guard, q Packet) Explanation {
+	q.Flow.portsOnly = p.bypassesNames(q.Flow)
 	d := p.DecideWith(guard, q.Flow, 0)
+	if d.Rule == nil && q.Flow.portsOnly {
+		return pastNames(q.Flow)
+	}
+	return explained(d)
+}
+
+func explained(d Decision) Explanation {
 	r := Explanation{Action: d.Action, Guard: d.Guard, Reason: d.Reason}
 	if d.Rule != nil {
-		r.Rule = d.Rule.String()
+		r.Rule, r.List = d.Rule.String(), d.List
 	}
 	return r
 }
@@ -93,7 +107,7 @@ func (p *Policy) explainAddress(guard *Guard, q Packet) Explanation {
 // not asked: they outrank what is learned.
 func (p *Policy) explainName(guard *Guard, q Packet) Explanation {
 	d := p.DecideName(q.Name)
-	r := Explanation{Action: d.Action}
+	r := Explanation{Action: d.Action, List: d.List}
 	var ports []Ports
 	everything := len(d.Rules) == 0
 	for i, rule := range d.Rules {
@@ -121,6 +135,8 @@ func (p *Policy) explainName(guard *Guard, q Packet) Explanation {
 		r.Reason = "dns mode disabled: nothing is learned from an answer, so the packet passes only if a rule allows its address"
 	case everything:
 		r.Reason = fmt.Sprintf("the name is answered and its addresses learned (%s); the packet passes %s", d.Reason, unlessDenied)
+	case q.Flow.Portless:
+		r.Reason = fmt.Sprintf("the name is answered and its addresses learned for ports %s (%s)", listed(ports), d.Reason)
 	case slices.ContainsFunc(ports, q.isFor):
 		r.Reason = fmt.Sprintf("the name is answered and its addresses learned for ports %s (%s); the packet passes %s",
 			listed(ports), d.Reason, unlessDenied)
