@@ -29,7 +29,7 @@ func (s *session) announcer(ctx context.Context) {
 	for {
 		// Taken before the store is read: a change in between shows in the channel.
 		changed := s.c.opts.Store.Changed()
-		if !s.tellCome(s.takeDue(), false) || !s.tellGone() {
+		if !s.tellCome(s.takeDue()) || !s.tellGone() {
 			return
 		}
 		select {
@@ -37,8 +37,9 @@ func (s *session) announcer(ctx context.Context) {
 		case <-changed:
 		case <-synced:
 			synced = nil
-			// Only now it is known whether the peer reads what is in force.
-			if !s.tellCome(s.overflow, s.welcome != nil) {
+			overflow := s.overflow
+			s.overflow = nil
+			if !s.tellCome(overflow) {
 				return
 			}
 		case <-ctx.Done():
@@ -58,17 +59,28 @@ func (s *session) takeDue() []string {
 	return ids
 }
 
-// tellCome sends Subscribed for ids. With applied, also what is in force: the attachment is not new.
-// False means that the stream is over.
-func (s *session) tellCome(ids []string, applied bool) bool {
+// tellCome sends Subscribed for ids, with what is in force where the attachment is not new. False means that the stream
+// is over.
+func (s *session) tellCome(ids []string) bool {
+	synced := false
+	select {
+	case <-s.synced:
+		synced = true
+	default:
+	}
 	for _, id := range ids {
 		a, _, err := s.c.opts.Store.Get(id)
 		if err != nil || a.OwnPolicy || a.Removing != state.ReasonNone {
 			// It is none of the peer's business, or went away meanwhile, and tellGone has it.
 			continue
 		}
+		if !a.Pending && !synced {
+			// Only then it is known whether the peer reads what is in force.
+			s.overflow = append(s.overflow, id)
+			continue
+		}
 		record := s.c.subscribed(a)
-		if applied && !a.Pending {
+		if !a.Pending && s.welcome != nil {
 			_, record.Applied = s.c.observed(a)
 		}
 		if size := proto.Size(record); size > maxEventBytes {

@@ -53,7 +53,7 @@ type session struct {
 
 	synced   chan struct{} // closed on SyncAck
 	welcome  *netfencev1.Welcome
-	overflow []string // attachments that SyncRequest had no room for
+	overflow []string // attachments to tell of once synced: SyncRequest had no room for them, or they have changed since
 
 	shards []chan received
 	budget *semaphore.Weighted // bytes of commands received and not yet applied

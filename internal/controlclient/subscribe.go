@@ -177,6 +177,9 @@ func (c *Client) settle(id string, o outcome) {
 	}
 }
 
+// Announce tells the control plane of an attachment again, of which something other than its policy has changed.
+func (c *Client) Announce(id string) { c.announce(id) }
+
 // announce asks the open stream, if there is one, to tell of id. A later stream begins by telling all.
 func (c *Client) announce(id string) {
 	c.mu.Lock()

@@ -197,3 +197,29 @@ func TestNewRefuses(t *testing.T) {
 		}
 	})
 }
+
+// TestAnnounce: metadata that change are told with what is in force, once it is known whether the peer reads that; an
+// attachment that is not the control plane's is not told of.
+func TestAnnounce(t *testing.T) {
+	bubble(t, func(h *harness) {
+		s, _ := h.accept()
+		h.live("1", "r1", denylist())
+		h.create(state.Attachment{ID: "own", OwnPolicy: true, Policy: denylist()})
+		for i, zone := range []string{"a", "b"} {
+			for _, id := range []string{"own", "1"} {
+				if err := h.store.SetMetadata(id, map[string]string{"zone": zone}); err != nil {
+					t.Fatal(err)
+				}
+				h.client.Announce(id)
+			}
+			synctest.Wait()
+			if i == 0 {
+				s.syncAck(&netfencev1.Welcome{ServerId: "test"})
+			}
+			told := s.recv().GetSubscribed()
+			if told.GetId() != "1" || told.GetMetadata()["zone"] != zone || told.GetApplied().GetRevision() != "r1" {
+				t.Errorf("told %v", told)
+			}
+		}
+	})
+}

@@ -5,6 +5,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/netfence/netfence/internal/target"
@@ -249,6 +250,17 @@ func (s *Store) Release(id string) error {
 		}
 		a.Held = false
 		return nil
+	})
+}
+
+// SetMetadata replaces the metadata. The error is ErrNotFound or a *LimitError.
+func (s *Store) SetMetadata(id string, metadata map[string]string) error {
+	return s.amend(id, func(a *Attachment) error {
+		if a.Removing != ReasonNone {
+			return ErrNotFound
+		}
+		a.Metadata = maps.Clone(metadata)
+		return s.checkMetadata(a)
 	})
 }
 
