@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/controlplane/controlplanetest"
@@ -70,6 +71,13 @@ func believe(t *testing.T, random *rand.Rand) {
 			if err := d.Reconnect(); err != nil {
 				t.Fatal(err)
 			}
+		case 3:
+			for id := range metadata {
+				metadata[id] = names[random.IntN(len(names))]
+				d.SetMetadata(id, named(metadata[id]))
+				labelled(t, plane, id, named(metadata[id]))
+				break
+			}
 		}
 		if random.IntN(3) == 0 {
 			refuse := prefix()
@@ -120,5 +128,47 @@ func believe(t *testing.T, random *rand.Rand) {
 		if seen != len(metadata) {
 			t.Fatalf("step %d: %d attachments, want %d", step, seen, len(metadata))
 		}
+	}
+}
+
+// labelled waits until the control plane has heard of an attachment's metadata.
+func labelled(t *testing.T, plane *controlplane.ControlPlane, id string, metadata map[string]string) {
+	t.Helper()
+	for end := time.Now().Add(controlplanetest.Patience); time.Now().Before(end); time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
+		for a := range plane.Attachments(controlplane.Selector{ID: id}) {
+			if reflect.DeepEqual(a.Metadata, metadata) {
+				return
+			}
+		}
+	}
+	t.Fatalf("%s: not known as %v within %s", id, metadata, controlplanetest.Patience)
+}
+
+// Metadata that changes have the policy decided anew; nothing else about the attachment is, and it is not a new one.
+func TestMetadataChanges(t *testing.T) {
+	for _, published := range []bool{false, true} {
+		t.Run(fmt.Sprint("published ", published), func(t *testing.T) {
+			var by decisions
+			by.set("a", allow("10.1.0.0/16"))
+			by.set("b", allow("10.2.0.0/16"))
+			attached := make(chan string, 10)
+			plane, server := serve(t, controlplane.Options{
+				Policy: by.policy, OnAttach: func(a controlplane.Attachment) { attached <- a.ID },
+			})
+			d := server.Connect(t, controlplanetest.Config{ID: "d", Published: published})
+			id := d.Attach(t, "/x", named("a"))
+			d.SetMetadata(id, named("b"))
+			d.WaitPolicy(t, id, allows("10.2.0.0/16"))
+			more := map[string]string{"p": "b", "more": "1"} // which decides the same
+			d.SetMetadata(id, more)
+			labelled(t, plane, id, more)
+			wait(t, plane, plane.Refresh(controlplane.Selector{ID: id}))
+			if n := len(attached); n != 1 {
+				t.Errorf("OnAttach was called %d times", n)
+			}
+			if got := d.Commands(); !published && got["bulk_update"] != 1 {
+				t.Errorf("sent %v", got)
+			}
+		})
 	}
 }

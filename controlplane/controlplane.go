@@ -40,7 +40,8 @@ import (
 // The functions may be called from many goroutines at once, but for one daemon one after the other. While one runs for a
 // daemon, nothing else is heard from that daemon, or decided for it; they should not wait for long.
 type Options struct {
-	// Policy decides for an attachment. It is asked when the attachment comes, when its daemon reconnects, and on Refresh.
+	// Policy decides for an attachment. It is asked when the attachment comes, when its metadata changes, when its daemon
+	// reconnects, and on Refresh.
 	// The policy must not be changed afterwards; to return the same pointer for many attachments is cheapest. With nil or
 	// an error the attachment keeps what it has, and one that waits for its first policy stays closed until Refresh.
 	Policy func(ctx context.Context, a Attachment) (*policy.Policy, error)

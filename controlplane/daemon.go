@@ -249,19 +249,25 @@ func (d *daemon) reset(a *attachment) {
 func (d *daemon) add(m told) (_ *attachment, known bool) {
 	a := d.attachments[m.GetId()]
 	if known = a != nil; known {
-		d.bytes -= a.size()
 		d.reset(a)
 	} else {
 		a = &attachment{id: m.GetId()}
 		d.attachments[a.id] = a
+		d.bytes += a.size()
 	}
 	a.absent, a.pending = false, false
-	a.target, a.kind, a.labels, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), newLabels(m.GetMetadata()), m.GetDnsAddress()
-	d.bytes += a.size()
+	d.describes(a, m)
 	applied := m.GetApplied()
 	a.sent, a.inForce, a.err = applied.GetRevision(), applied.GetRevision(), clip(applied.GetError())
 	d.named.join(a, d.named.byName[applied.GetPolicyName()])
 	return a, known
+}
+
+// describes takes what the daemon says of an attachment beside its policy.
+func (d *daemon) describes(a *attachment, m told) {
+	d.bytes -= a.size()
+	a.target, a.kind, a.labels, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), newLabels(m.GetMetadata()), m.GetDnsAddress()
+	d.bytes += a.size()
 }
 
 // remove forgets an attachment.

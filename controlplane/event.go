@@ -55,7 +55,7 @@ func (s *stream) hear(event *netfencev1.DaemonEvent) error {
 	return nil // what a newer daemon tells
 }
 
-// subscribed is an attachment that is new, or that the SyncRequest had no room for.
+// subscribed is an attachment that is new, that the SyncRequest had no room for, or of which something has changed.
 func (s *stream) subscribed(m *netfencev1.Subscribed) error {
 	if err := checkAttachment(m); err != nil {
 		return err
@@ -66,8 +66,15 @@ func (s *stream) subscribed(m *netfencev1.Subscribed) error {
 		d.mu.Unlock()
 		return nil
 	}
-	a, known := d.add(m)
-	a.pending = m.GetApplied() == nil
+	a, known := d.attachments[m.GetId()], true
+	switch {
+	case a != nil && !a.absent && (m.GetApplied() != nil || a.number != 0):
+		// Commands may be on their way, and count from before this was said: what it is to have stays as it is.
+		d.describes(a, m)
+	default:
+		a, known = d.add(m)
+		a.pending = m.GetApplied() == nil
+	}
 	err := d.bounded()
 	view := d.view(a)
 	d.mu.Unlock()

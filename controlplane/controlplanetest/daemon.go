@@ -264,6 +264,23 @@ func (d *Daemon) Attach(t testing.TB, target string, metadata map[string]string)
 	return id
 }
 
+// SetMetadata replaces the metadata of an attachment, and tells of it.
+func (d *Daemon) SetMetadata(id string, metadata map[string]string) {
+	d.mu.Lock()
+	a := d.attachments[id]
+	if a == nil {
+		d.mu.Unlock()
+		return
+	}
+	a.metadata = metadata
+	event := subscribed(id, a)
+	if !a.pending && !d.config.Published {
+		event.GetSubscribed().Applied = &netfencev1.Applied{Revision: a.revision, PolicyName: a.name, Error: a.err}
+	}
+	d.mu.Unlock()
+	d.Tell(event)
+}
+
 // Detach ends an attachment, as somebody on the host would.
 func (d *Daemon) Detach(id string) {
 	d.mu.Lock()
