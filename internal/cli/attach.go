@@ -19,6 +19,7 @@ type attachFlags struct {
 	key              string
 	metadata         map[string]string
 	policy           string
+	policyName       string
 	dryRun           bool
 }
 
@@ -33,7 +34,10 @@ target's policy is in force. It prints the attachment's id. A failed attach leav
 With --key the command may be repeated: it then prints the id of the attachment that is already there.
 
 With --policy the attachment has the policy of that file, whose match is not asked, and no control plane decides over it. To
-replace the policy, repeat the command with the same --key.`,
+replace the policy, repeat the command with the same --key.
+
+With --policy-name the attachment begins with a policy that the control plane has sent to this daemon by name, whether or not it is
+there now. It may give the attachment another one later.`,
 		Example: `  netfenced attach --interface veth0 --metadata tenant=acme,env=prod
   netfenced attach --cgroup /sys/fs/cgroup/system.slice/agent.service
   netfenced attach --pid 4711 --key job-7 -o json
@@ -50,12 +54,16 @@ replace the policy, repeat the command with the same --key.`,
 	flags.StringVar(&f.key, "key", "", "own name for the attachment, which makes a retry safe")
 	flags.StringToStringVar(&f.metadata, "metadata", nil, "`k=v,k=v` pairs that policies match")
 	flags.StringVar(&f.policy, "policy", "", "policy `FILE` that the attachment has, in place of the control plane's")
+	flags.StringVar(&f.policyName, "policy-name", "", "first policy, by a name under which the control plane has sent it")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, change nothing")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(cmd *cobra.Command, _ []string) error {
 		request, err := f.request(cmd)
 		if err != nil {
 			return err
+		}
+		if f.policy != "" && f.policyName != "" {
+			return usagef("attach: --policy and --policy-name do not go together (see `netfenced attach --help`)")
 		}
 		if f.policy != "" {
 			if request.Policy, err = a.ownPolicy(f.policy); err != nil {
@@ -74,7 +82,7 @@ replace the policy, repeat the command with the same --key.`,
 }
 
 func (f attachFlags) request(cmd *cobra.Command) (*netfencev1.AttachRequest, error) {
-	r := &netfencev1.AttachRequest{Metadata: f.metadata, Netns: f.netns, Key: f.key, DryRun: f.dryRun}
+	r := &netfencev1.AttachRequest{Metadata: f.metadata, Netns: f.netns, Key: f.key, PolicyName: f.policyName, DryRun: f.dryRun}
 	targets := 0
 	if cmd.Flags().Changed("interface") {
 		targets++

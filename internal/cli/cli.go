@@ -88,7 +88,7 @@ daemon runs.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s: %v (see `%s --help`)", strings.TrimPrefix(cmd.CommandPath(), "netfenced "), err, cmd.CommandPath())
 	})
-	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.runCommand(), a.policy(), a.events(), a.version())
+	root.AddCommand(a.start(), a.attach(), a.detach(), a.list(), a.status(), a.set(), a.runCommand(), a.policy(), a.explain(), a.events(), a.version())
 	return root
 }
 

@@ -110,7 +110,7 @@ func (cannedDaemon) Attach(_ context.Context, r *netfencev1.AttachRequest) (*net
 }
 
 func describe(r *netfencev1.AttachRequest) string {
-	text := fmt.Sprint(r.GetInterfaceName(), r.GetCgroupPath(), r.GetPid(), " ", r.GetDirection(), " ", r.GetNetns(), r.GetKey(), " ", r.GetMetadata())
+	text := fmt.Sprint(r.GetPolicyName(), r.GetInterfaceName(), r.GetCgroupPath(), r.GetPid(), " ", r.GetDirection(), " ", r.GetNetns(), r.GetKey(), " ", r.GetMetadata())
 	if p := r.GetPolicy(); p != nil {
 		text += fmt.Sprint(" ", p.GetMode(), " ", len(p.GetAllowCidrs()), " addresses, ", len(p.GetDns().GetAllowDomains()), " names")
 	}
@@ -142,6 +142,24 @@ func (cannedDaemon) GetStatus(context.Context, *emptypb.Empty) (*netfencev1.Daem
 			WouldDeny: map[string]uint64{"no-rule": 50}, DnsQueriesAllowed: 70, DnsQueriesBlocked: 8, DnsQueriesWouldDeny: 60,
 		},
 	}, nil
+}
+
+func (cannedDaemon) Explain(_ context.Context, r *netfencev1.ExplainRequest) (*netfencev1.ExplainResponse, error) {
+	asked := fmt.Sprint(r.GetDestination(), " ", r.GetPort(), " ", r.GetProtocol())
+	switch {
+	case r.GetId() != firstID && r.GetKey() != "job-7":
+		return nil, status.Error(codes.NotFound, "explain: attachment "+r.GetId()+": no such attachment")
+	case r.GetPort() == 443:
+		return &netfencev1.ExplainResponse{Allow: true, List: "allow", Rule: "10.0.0.0/8", Reason: "allow rule 1: 10.0.0.0/8; asked: " + asked}, nil
+	}
+	return &netfencev1.ExplainResponse{Reason: "mode allowlist, no rule matches; asked: " + asked}, nil
+}
+
+func (cannedDaemon) SetMetadata(_ context.Context, r *netfencev1.SetMetadataRequest) (*netfencev1.SetMetadataResponse, error) {
+	if len(r.GetMetadata()) == 0 && r.GetKey() == "job-7" {
+		return &netfencev1.SetMetadataResponse{}, nil
+	}
+	return nil, status.Error(codes.NotFound, fmt.Sprintf("set metadata: attachment %s: no such attachment, for %v", r.GetId(), r.GetMetadata()))
 }
 
 // Watch ends, as a daemon does that stops.

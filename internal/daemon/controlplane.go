@@ -77,6 +77,9 @@ func (p *controlPlane) Subscribe(ctx context.Context, id string) error {
 	return err
 }
 
+// Announce is the client's.
+func (p *controlPlane) Announce(id string) { p.client.Announce(id) }
+
 // stateNames are those of the metrics.
 var stateNames = map[controlclient.State]string{
 	controlclient.Disconnected: "disconnected", controlclient.Connecting: "connecting", controlclient.Connected: "connected",

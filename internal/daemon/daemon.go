@@ -183,6 +183,7 @@ func (d *daemon) assemble(version string) error {
 			}
 			return s
 		},
+		Embedded: d.control.folder != nil, Boot: datapath.BootClock, Blocked: d.leaseOver,
 		Look: d.look, DetachOrphans: d.reconciler.DetachOrphans, Guard: d.config.Guard, Strict: d.config.Strict,
 	})
 	return nil

@@ -69,11 +69,26 @@ func (d *daemon) renewLease(ctx context.Context) error {
 
 // reportLease says since when nothing of the control plane's attachments passes.
 func (d *daemon) reportLease(s *localapi.Status) {
+	if text := d.leaseEnd(); text != "" {
+		s.Problems = append(s.Problems, "control plane lost: its attachments are "+text)
+	}
+}
+
+// leaseOver is why nothing of an attachment's passes; empty: its policy decides.
+func (d *daemon) leaseOver(id string) string {
+	text := d.leaseEnd()
+	if text == "" || !d.leased(id) {
+		return ""
+	}
+	return "control plane lost: " + text
+}
+
+// leaseEnd is empty while the lease lasts.
+func (d *daemon) leaseEnd() string {
 	end := d.kernel.Lease()
 	now, err := datapath.BootClock()
 	if d.config.ControlPlane.BlockAfter == 0 || err == nil && now < end {
-		return
+		return ""
 	}
-	s.Problems = append(s.Problems, fmt.Sprintf("control plane lost: its attachments are blocked since %v "+
-		"(control_plane.on_disconnect: block: %v)", (now-end).Round(time.Second), d.config.ControlPlane.BlockAfter))
+	return fmt.Sprintf("blocked since %v (control_plane.on_disconnect: block: %v)", (now - end).Round(time.Second), d.config.ControlPlane.BlockAfter)
 }

@@ -24,6 +24,9 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 		return nil, fmt.Errorf("attach: %w", err)
 	}
 	own, err := s.readPolicy(r.GetPolicy())
+	if err == nil {
+		err = s.checkPolicyName(r.GetPolicyName())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
@@ -150,10 +153,15 @@ func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t targ
 	if err := s.confines(t); err != nil {
 		return state.Attachment{}, err
 	}
-	if own == nil {
-		if err := s.opts.Subscriber.Subscribe(ctx, a.ID); err != nil {
-			return state.Attachment{}, err
-		}
+	switch {
+	case own != nil:
+	case r.GetPolicyName() != "":
+		err = s.usePolicy(ctx, a.ID, r.GetPolicyName())
+	default:
+		err = s.opts.Subscriber.Subscribe(ctx, a.ID)
+	}
+	if err != nil {
+		return state.Attachment{}, err
 	}
 	// The caller may be gone by now, and would not learn the id.
 	if err := ctx.Err(); err != nil {

@@ -300,10 +300,6 @@ func TestAttachRefuses(t *testing.T) {
 		},
 		{with(func(r *netfencev1.AttachRequest) { r.Direction = 7 }), codes.InvalidArgument, "attach: unknown direction 7"},
 		{
-			with(func(r *netfencev1.AttachRequest) { r.PolicyName = "a" }), codes.Unimplemented,
-			"attach: policy_name is not supported yet (leave it out)",
-		},
-		{
 			with(func(r *netfencev1.AttachRequest) { r.InheritLearnedFrom = "a" }), codes.Unimplemented,
 			"attach: inherit_learned_from is not supported yet (leave it out)",
 		},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -236,6 +237,19 @@ type fakeSubscriber struct {
 	err    error
 	asked  chan string   // told of each id, if not nil
 	hold   chan struct{} // waited for before the answer, if not nil
+	ids    []string      // that were announced
+}
+
+func (s *fakeSubscriber) Announce(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ids = append(s.ids, id)
+}
+
+func (s *fakeSubscriber) told() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ids)
 }
 
 func (s *fakeSubscriber) Subscribe(ctx context.Context, id string) error {

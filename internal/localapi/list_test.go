@@ -195,12 +195,6 @@ func TestDetachKernelStuck(t *testing.T) {
 	}
 }
 
-func TestUnimplementedIsNamed(t *testing.T) {
-	e := newEnv(t, state.Limits{})
-	_, err := e.client.Explain(t.Context(), &netfencev1.ExplainRequest{})
-	wantStatus(t, err, codes.Unimplemented, "method Explain not implemented")
-}
-
 func TestHealth(t *testing.T) {
 	e := newEnv(t, state.Limits{})
 	r, err := healthv1.NewHealthClient(e.conn).Check(t.Context(), &healthv1.HealthCheckRequest{})

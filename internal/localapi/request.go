@@ -19,16 +19,11 @@ func checkAttach(r *netfencev1.AttachRequest) error {
 	if err := checkUnknown(r); err != nil {
 		return err
 	}
-	for _, field := range []struct {
-		name string
-		set  bool
-	}{
-		{"policy_name", r.GetPolicyName() != ""},
-		{"inherit_learned_from", r.GetInheritLearnedFrom() != ""},
-	} {
-		if field.set {
-			return callErrorf(codes.Unimplemented, "%s is not supported yet (leave it out)", field.name)
-		}
+	if r.GetInheritLearnedFrom() != "" {
+		return callErrorf(codes.Unimplemented, "inherit_learned_from is not supported yet (leave it out)")
+	}
+	if r.GetPolicyName() != "" && r.GetPolicy() != nil {
+		return callErrorf(codes.InvalidArgument, "policy_name does not go with policy (leave one of them out)")
 	}
 	return checkMetadata(r.GetMetadata())
 }

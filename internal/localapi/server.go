@@ -29,6 +29,8 @@ type Subscriber interface {
 	// Subscribe returns when the first policy of the pending attachment id is in force in the kernel, or at once when
 	// the configuration says not to wait. A *SubscribeError tells the caller of Attach why there is none.
 	Subscribe(ctx context.Context, id string) error
+	// Announce tells the control plane of id, which has a policy: it is new, or its metadata has changed.
+	Announce(id string)
 }
 
 // Resolver finds targets. Its errors are those of package target.
@@ -92,8 +94,14 @@ type Options struct {
 	Learned func(id string) []Learned
 	// Guard is what Get shows above the policy. Nil: none.
 	Guard *policy.Guard
+	// Boot reads the boot clock, by which rules expire. Nil: Explain takes no rule for expired.
+	Boot func() (time.Duration, error)
+	// Blocked tells why nothing of an attachment's passes whatever its policy says. Nil, or empty: nothing of the kind.
+	Blocked func(id string) string
 	// Look tells who is in a cgroup. Nil: target.Look.
 	Look func(cgroup string) target.Occupants
+	// Embedded: the control plane is the daemon's own folder, whose policies have no names to attach by.
+	Embedded bool
 	// Strict refuses an Attach that would leave something of a cgroup unconfined, instead of warning about it.
 	Strict bool
 	// DetachOrphans ends what the kernel filters and the store does not know. Nil: there is nothing of the kind.
@@ -136,6 +144,12 @@ func New(opts Options) *Server {
 	}
 	if opts.Learned == nil {
 		opts.Learned = func(string) []Learned { return nil }
+	}
+	if opts.Boot == nil {
+		opts.Boot = func() (time.Duration, error) { return 0, nil }
+	}
+	if opts.Blocked == nil {
+		opts.Blocked = func(string) string { return "" }
 	}
 	s := &Server{opts: opts, health: health.NewServer()}
 	s.stopping, s.stop = context.WithCancel(context.Background())

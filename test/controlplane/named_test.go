@@ -4,6 +4,7 @@ package controlplane_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/netfence/netfence/internal/testenv"
@@ -78,4 +79,35 @@ func TestPublishedAfterNamed(t *testing.T) {
 	p.Send(`{"id": %q, "bulk_update": {"mode": "POLICY_MODE_ALLOWLIST"}}`, id)
 	p.Send(`{"id": %q, "allow_cidr": {"cidr": "192.0.2.0/24"}}`, id)
 	await(t, d, id, "update", func(s harness.Shown) bool { return words(s.Policy) == "allowlist, allow 192.0.2.0/24, dns disabled" })
+}
+
+// A policy that the daemon holds by its name is the first of an attachment, whether or not the control plane is there,
+// which learns of it and may give another.
+func TestAttachByPolicyName(t *testing.T) {
+	t.Parallel()
+	w, workload := newWorld(t)
+	d, p := start(t, w.Host, builtFromOurs)
+	args := []string{"attach", "--interface", w.Link, "--policy-name", "agents"}
+	if r := d.Run(t, args...); r.Code != 1 || !strings.Contains(r.Stderr, `the control plane has sent no policy "agents"`) {
+		t.Errorf("before it was sent: %+v", r)
+	}
+	checkResult(t, p, "", `"put_policy": {"name": "agents", "revision": "a1", "policy":
+		{"mode": "POLICY_MODE_ALLOWLIST", "allow_cidrs": [{"cidr": "198.51.100.0/24"}]}}`, "APPLIED", "a1", "")
+	p.Stop()
+	id := d.Must(t, args...)
+	passes(t, workload, "198.51.100.1")
+	blocked(t, workload, "203.0.113.1")
+	p.Start()
+	s := p.Sync()
+	p.Send(welcome)
+	if len(s.Attachments) != 1 || s.Attachments[0].ID != id || s.Attachments[0].Applied == nil || s.Attachments[0].Applied.PolicyName != "agents" {
+		t.Errorf("told %+v", s.Attachments)
+	}
+	other := d.Must(t, "attach", "--cgroup", testenv.NewCgroup(t).Path, "--policy-name", "agents")
+	if told := p.Subscribed(); told.ID != other || told.Applied == nil || told.Applied.PolicyName != "agents" || told.Applied.Revision != "a1" {
+		t.Errorf("told %+v", told)
+	}
+	checkResult(t, p, id, `"revision": "o1", "bulk_update": {"mode": "POLICY_MODE_ALLOWLIST", "allow_cidrs": [{"cidr": "203.0.113.0/24"}]}`, "APPLIED", "o1", "")
+	blocked(t, workload, "198.51.100.1")
+	passes(t, workload, "203.0.113.1")
 }

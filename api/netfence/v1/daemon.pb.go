@@ -161,7 +161,10 @@ type AttachRequest struct {
 	// which must have been the caller's too. Its dns.mode can not be proxy. A refused policy is INVALID_ARGUMENT with a
 	// Violation for each reason in the details of the status, or UNIMPLEMENTED.
 	Policy *BulkUpdate `protobuf:"bytes,104,opt,name=policy,proto3" json:"policy,omitempty"`
-	// First policy by name. Not with policy.
+	// First policy, by the name under which the control plane has sent it (ControlCommand.put_policy): in force before
+	// Attach returns, whether or not the control plane is there, which is then told of the attachment and may give it
+	// another. NOT_FOUND when the daemon holds none of that name; FAILED_PRECONDITION where the control plane is the policy
+	// folder. Not with policy. With a key that is in use it says nothing: it is about the first policy.
 	PolicyName string `protobuf:"bytes,105,opt,name=policy_name,json=policyName,proto3" json:"policy_name,omitempty"`
 	// Attachment whose learned addresses the new one starts with.
 	InheritLearnedFrom string `protobuf:"bytes,106,opt,name=inherit_learned_from,json=inheritLearnedFrom,proto3" json:"inherit_learned_from,omitempty"`

@@ -53,9 +53,11 @@ type DaemonServiceClient interface {
 	// SetPolicy replaces the policy of an attachment that was attached with one (AttachRequest.policy);
 	// FAILED_PRECONDITION for others, whose policy is the control plane's.
 	SetPolicy(ctx context.Context, in *SetPolicyRequest, opts ...grpc.CallOption) (*SetPolicyResponse, error)
-	// SetMetadata replaces the metadata of an attachment.
+	// SetMetadata replaces the metadata of an attachment. The control plane is told and may decide on another policy; the
+	// answer does not wait for that.
 	SetMetadata(ctx context.Context, in *SetMetadataRequest, opts ...grpc.CallOption) (*SetMetadataResponse, error)
-	// Explain tells what would happen to a packet, and by which rule.
+	// Explain tells what would happen to a packet by what is in force, and by which rule. Answers to flows that were opened
+	// from outside are not considered, nor are attachments around this one.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	// Watch streams events until the caller ends it.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventBatch], error)
@@ -188,9 +190,11 @@ type DaemonServiceServer interface {
 	// SetPolicy replaces the policy of an attachment that was attached with one (AttachRequest.policy);
 	// FAILED_PRECONDITION for others, whose policy is the control plane's.
 	SetPolicy(context.Context, *SetPolicyRequest) (*SetPolicyResponse, error)
-	// SetMetadata replaces the metadata of an attachment.
+	// SetMetadata replaces the metadata of an attachment. The control plane is told and may decide on another policy; the
+	// answer does not wait for that.
 	SetMetadata(context.Context, *SetMetadataRequest) (*SetMetadataResponse, error)
-	// Explain tells what would happen to a packet, and by which rule.
+	// Explain tells what would happen to a packet by what is in force, and by which rule. Answers to flows that were opened
+	// from outside are not considered, nor are attachments around this one.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	// Watch streams events until the caller ends it.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[EventBatch]) error

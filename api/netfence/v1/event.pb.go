@@ -621,7 +621,7 @@ type ExplainRequest struct {
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// Destination: an address or a name.
 	Destination string `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Destination port; 0: a packet without ports.
+	// Destination port; 0: a packet without ports, or of a name whatever port.
 	Port uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
 	// Protocol of the port; unspecified means TCP.
 	Protocol      Protocol `protobuf:"varint,5,opt,name=protocol,proto3,enum=netfence.v1.Protocol" json:"protocol,omitempty"`
@@ -697,7 +697,7 @@ func (x *ExplainRequest) GetProtocol() Protocol {
 // ExplainResponse is the verdict and where it came from.
 type ExplainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the packet would pass.
+	// Whether the packet would pass; in audit that is all that the guard does not deny.
 	Allow bool `protobuf:"varint,1,opt,name=allow,proto3" json:"allow,omitempty"`
 	// List that the deciding rule stood in ("allow", "deny"), or empty for the mode's default.
 	List string `protobuf:"bytes,2,opt,name=list,proto3" json:"list,omitempty"`
