@@ -32,6 +32,10 @@ func listen(t *testing.T, address string) (*net.UDPConn, syscall.RawConn, netip.
 	return c, raw, netip.MustParseAddrPort(c.LocalAddr().String())
 }
 
+func unsendable(t *testing.T) func(int, error) {
+	return func(i int, err error) { t.Errorf("%d is not sent: %v", i, err) }
+}
+
 // TestBatch holds that datagrams arrive whole, in order, with their addresses,
 // in as many batches as they need.
 func TestBatch(t *testing.T) {
@@ -48,8 +52,8 @@ func TestBatch(t *testing.T) {
 		if sent.Add([]byte("one more"), to, nil) || !sent.Full() || sent.Len() != 10 {
 			t.Error("more than there is room for")
 		}
-		if err := sent.Send(out); err != nil || sent.Len() != 0 {
-			t.Fatal(err)
+		if sent.Send(out, unsendable(t)); sent.Len() != 0 {
+			t.Error("some wait still")
 		}
 		got := 0
 		for _, want := range []int{4, 4, 2, 0} {
@@ -83,9 +87,7 @@ func TestConnected(t *testing.T) {
 	b := New(2, 8, 0, false)
 	b.Add([]byte("a"), netip.AddrPort{}, nil)
 	b.Add([]byte("b"), netip.AddrPort{}, nil)
-	if err := b.Send(out); err != nil {
-		t.Fatal(err)
-	}
+	b.Send(out, unsendable(t))
 	received := New(2, 8, 0, false)
 	if n, err := received.Receive(in, true); n != 2 || err != nil || received.From(0).String() != c.LocalAddr().String() {
 		t.Errorf("%d from %v, %v", n, received.From(0), err)
@@ -124,8 +126,14 @@ func TestUnsendable(t *testing.T) {
 	b.Add([]byte("a"), to, nil)
 	b.Add([]byte("b"), netip.AddrPortFrom(to.Addr(), 0), nil)
 	b.Add([]byte("c"), to, nil)
-	if err := b.Send(out); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("sent to port 0: %v", err)
+	failed := 0
+	b.Send(out, func(i int, err error) {
+		if failed++; i != 1 || !errors.Is(err, unix.EINVAL) {
+			t.Errorf("%d: %v", i, err)
+		}
+	})
+	if failed != 1 {
+		t.Errorf("%d to port 0", failed)
 	}
 	n, err := b.Receive(in, true)
 	if err != nil || n != 2 {
@@ -152,9 +160,7 @@ func TestControl(t *testing.T) {
 	b.Add([]byte("a"), to, unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()}))
 	b.Add([]byte("b"), to, nil)
 	_, out, port := listen(t, "0.0.0.0:0")
-	if err := b.Send(out); err != nil {
-		t.Fatal(err)
-	}
+	b.Send(out, unsendable(t))
 	n, err := b.Receive(in, true)
 	if err != nil || n != 2 {
 		t.Fatal(n, err)
@@ -168,6 +174,38 @@ func TestControl(t *testing.T) {
 	}
 	c.Close()
 	if _, err := b.Receive(in, true); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("received from a closed socket: %v", err)
+	}
+}
+
+// TestPool holds that a socket takes what is there from a pool, as often as it likes.
+func TestPool(t *testing.T) {
+	c, in, to := listen(t, "127.0.0.1:0")
+	p := NewPool(2, 8, 0)
+	for _, texts := range [][]string{{"a"}, {"b", "c"}, {"d"}} {
+		for _, text := range texts {
+			if _, err := c.WriteToUDPAddrPort([]byte(text), to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, n, err := p.Receive(in)
+		if err != nil || n != len(texts) {
+			t.Fatal(n, err)
+		}
+		for i, want := range texts {
+			if data, ok := b.Data(i); string(data) != want || !ok || b.From(i) != to {
+				t.Errorf("%q from %v", data, b.From(i))
+			}
+		}
+		p.Put(b)
+	}
+	waiting := make(chan error)
+	go func() {
+		_, _, err := p.Receive(in)
+		waiting <- err
+	}()
+	c.Close()
+	if err := <-waiting; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("received from a closed socket: %v", err)
 	}
 }

@@ -24,39 +24,12 @@ const maxStale = 4
 
 const keptChanging = "the policy kept changing"
 
-// handle answers one message; nil: not at all.
-func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
-	q, reply := parse(b, from, stream)
-	if q == nil {
-		return reply
-	}
-	q.deadline = time.Now().Add(s.Timeout)
-	s.settle(ctx, q, from.Index)
-	var known asked
-	owner := s.owner(from.Index)
-	for try := range maxStale {
-		chain := s.Kernel.Chain(from.Index)
-		if len(chain) > 0 && chain[0].ID != owner {
-			return nil // whose query it was is detached, and somebody else has its index
-		}
-		r := s.decide(ctx, q, chain)
-		reply, err := s.answer(ctx, q, chain, r, &known, try == maxStale-1)
-		if !errors.Is(err, datapath.ErrStale) {
-			return reply
-		}
-	}
-	if chain := s.Kernel.Chain(from.Index); len(chain) > 0 {
-		s.tell(q, chain[0], blocked, keptChanging, nil)
-	}
-	return q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging})
-}
-
 // settleInterval is how soon a query that waits finds that its attachment is known.
 const settleInterval = 20 * time.Millisecond
 
 // settle returns when it is known whose the index is, or that it is nobody's.
 func (s *Server) settle(ctx context.Context, q *query, index uint32) {
-	for s.Settled != nil && len(s.Kernel.Chain(index)) == 0 && time.Now().Before(q.deadline) {
+	for len(s.Kernel.Chain(index)) == 0 && time.Now().Before(q.deadline) {
 		select {
 		case <-s.Settled:
 			return
@@ -67,8 +40,8 @@ func (s *Server) settle(ctx context.Context, q *query, index uint32) {
 	}
 }
 
-// answer acts on a ruling. An error is datapath.ErrStale.
-func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, r *ruling, known *asked, last bool) ([]byte, error) {
+// answer acts on a ruling, with what was found if it asks for something. An error is datapath.ErrStale.
+func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *asked, failed *failure, last bool) ([]byte, error) {
 	switch {
 	case r.outcome == refused:
 		s.record(q, r, r.why)
@@ -84,10 +57,9 @@ func (s *Server) answer(ctx context.Context, q *query, chain []datapath.Member, 
 		return q.negative(dns.RcodeSuccess), nil
 	}
 	var m *dns.Msg
-	var failed *failure
 	if r.given {
 		m = r.givenAnswer(q)
-	} else if failed = s.find(ctx, q, r, chain, known); failed == nil {
+	} else if failed == nil {
 		if s.isPlain(q, r, known) {
 			return s.answerPlain(q, chain, r, known, last)
 		}

@@ -27,6 +27,8 @@ const (
 type answer struct {
 	wire []byte // as it came, with the question in lower case
 	life time.Duration
+	// refusesVersion: it does not know the version of EDNS that it was asked in.
+	refusesVersion bool
 	// plain is what is left of it for those who ask, if that is simple.
 	plain *plain
 }
@@ -64,7 +66,11 @@ type entry struct {
 }
 
 // flight is a question that was asked and not yet answered.
-type flight struct{ waiting []func(found) }
+type flight struct {
+	key     string
+	waiting []func(found)
+	room    [1]func(found) // for most
+}
 
 // CacheStats tell what the cache was good for.
 type CacheStats struct {
@@ -106,14 +112,29 @@ func appendKey(b []byte, servers []netip.AddrPort, r *request) []byte {
 	return b
 }
 
-// kept returns what is kept for key, if anything is.
-func (c *cache) kept(key []byte, now time.Time) (f found, ok bool) {
+// get returns what is kept for key. If there is nothing, wait is called as soon as
+// there is an answer, and a flight is returned to the first, who has to have it
+// asked for, and to call land.
+func (c *cache) get(key []byte, now time.Time, wait func(found)) (f found, ok bool, first *flight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.keptLocked(key, now)
+	if f, ok = c.kept(key, now); ok {
+		return f, true, nil
+	}
+	if under := c.flights[string(key)]; under != nil {
+		c.stats.Joined++
+		under.waiting = append(under.waiting, wait)
+		return found{}, false, nil
+	}
+	c.stats.Misses++
+	first = &flight{key: string(key)}
+	first.waiting = append(first.room[:0], wait)
+	c.flights[first.key] = first
+	return found{}, false, first
 }
 
-func (c *cache) keptLocked(key []byte, now time.Time) (f found, ok bool) {
+// kept returns what is kept for key, if anything is. The caller holds c.mu.
+func (c *cache) kept(key []byte, now time.Time) (f found, ok bool) {
 	e := c.entries[string(key)]
 	if e == nil {
 		return found{}, false
@@ -135,24 +156,6 @@ func (c *cache) keptLocked(key []byte, now time.Time) (f found, ok bool) {
 	return f, true
 }
 
-// get is kept, but that wait is called, if there is nothing, as soon as there is
-// an answer; first says that the caller has to have it asked for, and to call land.
-func (c *cache) get(key []byte, now time.Time, wait func(found)) (f found, ok, first bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f, ok = c.keptLocked(key, now); ok {
-		return f, true, false
-	}
-	if under := c.flights[string(key)]; under != nil {
-		c.stats.Joined++
-		under.waiting = append(under.waiting, wait)
-		return found{}, false, false
-	}
-	c.stats.Misses++
-	c.flights[string(key)] = &flight{waiting: []func(found){wait}}
-	return found{}, false, true
-}
-
 // since is how long ago something was. Sleep of the machine counts, which the
 // monotonic clock leaves out, and setting the clock back does not.
 func since(then, now time.Time) time.Duration {
@@ -160,21 +163,17 @@ func since(then, now time.Time) time.Duration {
 }
 
 // land hands the answer to a question, or the failure, to all who wait for it.
-func (c *cache) land(key []byte, wire []byte, failed *failure) {
+func (c *cache) land(under *flight, a *answer, failed *failure) {
 	now := time.Now()
-	f := found{failed: failed}
-	if failed == nil {
-		f.answer = newAnswer(wire)
-	}
+	f := found{answer: a, failed: failed}
 	c.mu.Lock()
-	under := c.flights[string(key)]
-	delete(c.flights, string(key))
-	switch e := c.entries[string(key)]; {
+	delete(c.flights, under.key)
+	switch e := c.entries[under.key]; {
 	case f.answer != nil:
 		if e != nil {
 			c.drop(e)
 		}
-		c.keep(string(key), f.answer, now)
+		c.keep(under.key, f.answer, now)
 	case e != nil && since(e.since, now) < e.answer.life+c.stale:
 		e.retry = now.Add(staleTTL)
 		c.stats.Stale += uint64(len(under.waiting))
@@ -196,8 +195,11 @@ func (e *entry) size() int {
 
 // keep has an answer, and makes room for it. The caller holds c.mu.
 func (c *cache) keep(key string, a *answer, now time.Time) {
+	if a.life <= 0 || c.limit == 0 {
+		return
+	}
 	e := &entry{key: key, answer: a, since: now}
-	if a.life <= 0 || e.size() > c.limit/8 {
+	if e.size() > c.limit/8 {
 		return
 	}
 	c.entries[key] = e

@@ -39,14 +39,14 @@ func (q *quest) connect(over *try) {
 	edns := over.sent[11] == 1
 	q.u.running.Go(func() {
 		defer cancel()
-		wire, err := t.exchange(ctx, edns)
-		q.answered(t, wire, err)
+		a, err := t.exchange(ctx, edns)
+		q.answered(t, a, err)
 		q.u.flush()
 	})
 }
 
 // exchange asks over a connection, one that waits or a new one.
-func (t *try) exchange(ctx context.Context, edns bool) (wire []byte, err error) {
+func (t *try) exchange(ctx context.Context, edns bool) (a *answer, err error) {
 	if t.sent, err = t.quest.r.message(t.room[:0], edns, false); err != nil {
 		return nil, err
 	}
@@ -56,10 +56,10 @@ func (t *try) exchange(ctx context.Context, edns bool) (wire []byte, err error) 
 		if err != nil {
 			return nil, netError(ctx, err)
 		}
-		wire, err = t.over(ctx, c)
+		a, err = t.over(ctx, c)
 		if err == nil {
 			t.server.keep(c)
-			return wire, nil
+			return a, nil
 		}
 		c.Close()
 		t.server.gone()
@@ -71,7 +71,7 @@ func (t *try) exchange(ctx context.Context, edns bool) (wire []byte, err error) 
 }
 
 // over asks on one connection.
-func (t *try) over(ctx context.Context, c *stream) ([]byte, error) {
+func (t *try) over(ctx context.Context, c *stream) (*answer, error) {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	if err := writeMessage(c, t.sent); err != nil {
@@ -89,8 +89,8 @@ func (t *try) over(ctx context.Context, c *stream) ([]byte, error) {
 		if !ok {
 			continue
 		}
-		if wire, err := t.read(in); wire != nil || err != nil {
-			return wire, err
+		if a, err := t.read(in); a != nil || err != nil {
+			return a, err
 		}
 	}
 }

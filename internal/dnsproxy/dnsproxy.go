@@ -48,12 +48,20 @@ type Peer struct {
 	Server netip.AddrPort // the address that the query came to, from which it is answered
 }
 
+// Answer is one datagram for who asked.
+type Answer struct {
+	Bytes []byte
+	To    Peer
+}
+
 // PacketConn is a datagram socket on which the queries of attachments arrive.
 type PacketConn interface {
-	// ReadQuery reads one datagram into b. What is not an attachment's is not returned.
-	ReadQuery(b []byte) (n int, from Peer, err error)
-	// WriteAnswer sends b from from.Server to from.Client.
-	WriteAnswer(b []byte, from Peer) error
+	// ReadQueries waits for datagrams and calls each for every one that is there and
+	// is an attachment's, up to some number. b is each's until it returns.
+	ReadQueries(each func(b []byte, from Peer)) error
+	// WriteAnswers sends answers, each from the address that was asked. One that cannot
+	// be sent keeps none of the others; an error is of one of them.
+	WriteAnswers(answers []Answer) error
 	Close() error
 }
 

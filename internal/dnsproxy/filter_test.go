@@ -18,7 +18,7 @@ import (
 // answering is an upstream that answers everything with the same sections.
 // Lines after "--" are the authority section, after "++" the additional.
 func answering(t testing.TB, rcode int, lines ...string) asker {
-	return func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
+	return func(_ []netip.AddrPort, r *request, _ time.Time, done func(*answer, *failure)) {
 		m := new(dns.Msg)
 		m.SetReply(&dns.Msg{Question: []dns.Question{r.Question}})
 		m.Rcode = rcode
@@ -33,7 +33,7 @@ func answering(t testing.TB, rcode int, lines ...string) asker {
 				*section = append(*section, parseRecords(t, r.Name, line)...)
 			}
 		}
-		done(packed(t, m), nil)
+		done(newAnswer(packed(t, m)), nil)
 	}
 }
 

@@ -115,7 +115,7 @@ func FuzzQuery(f *testing.F) {
 	p.DNS.Deny = rules("evil.good.example")
 	f.Fuzz(func(t *testing.T, in []byte, stream bool) {
 		w := bare(t, nil, p)
-		w.Server.ask = func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
+		w.Server.ask = func(_ []netip.AddrPort, r *request, _ time.Time, done func(*answer, *failure)) {
 			if r.Name != "good.example." && !strings.HasSuffix(r.Name, ".good.example.") || r.Name == "evil.good.example." ||
 				strings.Contains(r.Name, `\`) || r.Name != strings.ToLower(r.Name) || r.Qclass != dns.ClassINET ||
 				r.Qtype == dns.TypeANY || r.Qtype == dns.TypeAXFR {
@@ -160,7 +160,9 @@ func FuzzAnswer(f *testing.F) {
 		if _, err := unpack(wire); err != nil {
 			return
 		}
-		w := bare(t, func(_ []netip.AddrPort, _ *request, _ time.Time, done func([]byte, *failure)) { done(wire, nil) }, policies...)
+		w := bare(t, func(_ []netip.AddrPort, _ *request, _ time.Time, done func(*answer, *failure)) {
+			done(newAnswer(wire), nil)
+		}, policies...)
 		q := questionFor("A.example", types[int(which)%len(types)])
 		q.IsEdns0().SetDo(do)
 		in := packed(t, q)
@@ -170,7 +172,7 @@ func FuzzAnswer(f *testing.F) {
 
 // answerTo is a server's answer with those records.
 func answerTo(t testing.TB, r *request, lines ...string) (wire []byte) {
-	answering(t, dns.RcodeSuccess, lines...)(nil, r, time.Time{}, func(b []byte, _ *failure) { wire = b })
+	answering(t, dns.RcodeSuccess, lines...)(nil, r, time.Time{}, func(a *answer, _ *failure) { wire = a.wire })
 	return wire
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/events"
 	"github.com/netfence/netfence/policy"
@@ -221,14 +222,43 @@ type datagrams struct {
 	index uint32
 }
 
-func (c datagrams) ReadQuery(b []byte) (int, Peer, error) {
-	n, client, err := c.ReadFromUDPAddrPort(b)
-	return n, Peer{Index: c.index, Client: client}, err
+var (
+	reads  = datagram.NewPool(32, MaxQuery, 0)
+	writes = sync.Pool{New: func() any { return datagram.New(32, dns.MaxMsgSize, 0, false) }}
+)
+
+func (c datagrams) ReadQueries(each func([]byte, Peer)) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	in, n, err := reads.Receive(raw)
+	if err != nil {
+		return err
+	}
+	defer reads.Put(in)
+	for i := range n {
+		b, _ := in.Data(i)
+		each(b, Peer{Index: c.index, Client: in.From(i)})
+	}
+	return nil
 }
 
-func (c datagrams) WriteAnswer(b []byte, to Peer) error {
-	_, err := c.WriteToUDPAddrPort(b, to.Client)
-	return err
+func (c datagrams) WriteAnswers(answers []Answer) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	out := writes.Get().(*datagram.Batch)
+	defer writes.Put(out)
+	for _, a := range answers {
+		if out.Full() {
+			out.Send(raw, nil)
+		}
+		out.Add(a.Bytes, a.To.Client, nil)
+	}
+	out.Send(raw, nil)
+	return nil
 }
 
 type connections struct {

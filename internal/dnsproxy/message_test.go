@@ -38,7 +38,7 @@ func bare(t testing.TB, ask asker, policies ...policy.Policy) *world {
 
 // never fails the test: nothing may be asked.
 func never(t testing.TB) asker {
-	return func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
+	return func(_ []netip.AddrPort, r *request, _ time.Time, done func(*answer, *failure)) {
 		t.Errorf("upstream was asked for %v", r.Question)
 		done(nil, &failure{text: "never"})
 	}
@@ -172,7 +172,7 @@ func TestLongRefusal(t *testing.T) {
 // of the upstream's comes back.
 func TestFlags(t *testing.T) {
 	var sent request
-	w := bare(t, func(_ []netip.AddrPort, r *request, _ time.Time, done func([]byte, *failure)) {
+	w := bare(t, func(_ []netip.AddrPort, r *request, _ time.Time, done func(*answer, *failure)) {
 		sent = *r
 		m := records(t, "$ 60 IN A 192.0.2.1", "$ 60 IN RRSIG A 8 2 60 20300101000000 20200101000000 1 example. AAAA", "$ 60 IN RRSIG TXT 8 2 60 20300101000000 20200101000000 1 example. AAAA")(
 			&dns.Msg{Question: []dns.Question{r.Question}}, "")
@@ -181,7 +181,7 @@ func TestFlags(t *testing.T) {
 			&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"},
 			&dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleAnswer, ExtraText: "old"},
 		}}}
-		done(packed(t, m), nil)
+		done(newAnswer(packed(t, m)), nil)
 	}, allowlist("*"))
 	for _, do := range []bool{false, true} {
 		for _, ad := range []bool{false, true} {

@@ -21,7 +21,7 @@ type quest struct {
 	u        *upstream
 	r        *request
 	deadline time.Time
-	done     func([]byte, *failure)
+	done     func(*answer, *failure)
 
 	// mu guards what follows. Lock order: quest.mu before server.mu before socket.mu.
 	mu      sync.Mutex
@@ -49,7 +49,7 @@ type try struct {
 // maxTries bounds what one request sends, whatever its deadline.
 const maxTries = 16
 
-func (u *upstream) ask(addrs []netip.AddrPort, r *request, deadline time.Time, done func([]byte, *failure)) {
+func (u *upstream) ask(addrs []netip.AddrPort, r *request, deadline time.Time, done func(*answer, *failure)) {
 	q := &quest{u: u, r: r, deadline: deadline, done: done, servers: u.at(addrs)}
 	q.fresh, q.all = len(q.servers), len(q.servers)
 	u.mu.Lock()
@@ -117,6 +117,7 @@ func (q *quest) settle() {
 // late asks the next server when one has not answered in time, and ends the
 // quest when it has had all its time.
 func (q *quest) late() {
+	defer q.u.flush()
 	now := time.Now()
 	q.mu.Lock()
 	if q.over {
@@ -142,11 +143,10 @@ func (q *quest) late() {
 		q.timer.Reset(q.deadline.Sub(now))
 	}
 	q.settle()
-	q.u.flush()
 }
 
 // answered takes what a server said, or how it wants to be asked.
-func (q *quest) answered(t *try, wire []byte, err error) {
+func (q *quest) answered(t *try, a *answer, err error) {
 	now := time.Now()
 	q.mu.Lock()
 	if q.over {
@@ -156,11 +156,11 @@ func (q *quest) answered(t *try, wire []byte, err error) {
 	q.tries = slices.DeleteFunc(q.tries, func(other *try) bool { return other == t })
 	switch {
 	case err == nil:
-		f := lame(t.server, wire)
+		f := lame(t.server, a.wire)
 		if f == nil {
 			q.mu.Unlock()
 			t.server.good(now, now.Sub(t.began), t.sent[11] == 1)
-			q.finish(wire, nil)
+			q.finish(a, nil)
 			return
 		}
 		q.spent(t.server, f)
@@ -194,7 +194,7 @@ func (q *quest) proceed(now time.Time) {
 }
 
 // finish ends the quest, once.
-func (q *quest) finish(wire []byte, f *failure) {
+func (q *quest) finish(a *answer, f *failure) {
 	q.mu.Lock()
 	if q.over {
 		q.mu.Unlock()
@@ -215,18 +215,15 @@ func (q *quest) finish(wire []byte, f *failure) {
 	q.u.mu.Lock()
 	delete(q.u.quests, q)
 	q.u.mu.Unlock()
-	q.done(wire, f)
+	q.done(a, f)
 }
 
-// read returns a copy of a message that matches, if the rest of it is one, too.
+// read makes an answer of a message that matches, if the rest of it is one, too.
 // nil and no error: it is not.
-func (t *try) read(in []byte) ([]byte, error) {
-	m, err := unpack(in)
-	if err != nil {
-		return nil, nil
-	}
-	if m.Rcode == dns.RcodeBadVers && t.sent[11] == 1 {
+func (t *try) read(in []byte) (*answer, error) {
+	a := newAnswer(slices.Clone(in))
+	if a != nil && a.refusesVersion && t.sent[11] == 1 {
 		return nil, errNoEDNS
 	}
-	return slices.Clone(in), nil
+	return a, nil
 }

@@ -3,37 +3,17 @@
 package dnsproxy
 
 import (
-	"context"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
-
-	"github.com/netfence/netfence/internal/datapath"
 )
 
 // asked is the answer of some servers, kept for when the query is decided anew.
 type asked struct {
 	servers []netip.AddrPort // whom it is from
 	found
-}
-
-// find has the answer of the cache or an upstream in known.
-func (s *Server) find(ctx context.Context, q *query, r *ruling, chain []datapath.Member, known *asked) *failure {
-	servers, err := s.servers(q, r, chain)
-	if err != nil {
-		return &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
-	}
-	if known.answer == nil || !slices.Equal(known.servers, servers) {
-		f := s.wait(ctx, servers, q.request(r), q.deadline)
-		if f.failed != nil {
-			return f.failed
-		}
-		*known = asked{servers, f}
-	}
-	return nil
 }
 
 // message is what was found. It is the caller's to change.
@@ -56,59 +36,40 @@ func (q *query) request(r *ruling) *request {
 	}
 }
 
-// wait is lookup for those who can wait.
-func (s *Server) wait(ctx context.Context, servers []netip.AddrPort, r *request, deadline time.Time) found {
-	var room [512]byte
-	if f, ok := s.cache.kept(appendKey(room[:0], servers, r), time.Now()); ok {
-		return f
-	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	done := make(chan found, 1)
-	s.lookup(servers, r, deadline, func(f found) { done <- f })
-	select {
-	case f := <-done:
-		return f
-	case <-ctx.Done():
-		return found{failed: &failure{code: dns.ExtendedErrorCodeNoReachableAuthority, text: "upstream: " + errTimeout.Error(), timeout: true}}
-	}
-}
-
-// lookup finds the answer to a request, in the cache or by asking, and calls done
-// once, perhaps before it returns.
+// lookup finds the answer to a request, in the cache or by asking. Where it is not
+// there at once, done is called with it, once, perhaps before lookup returns.
 //
 // A question that is in flight is not asked again: whoever wants to know as well
 // waits for the answer. The time it may take is that of who asked first, which
 // ends before that of the others; when it ends without an answer they ask again.
-func (s *Server) lookup(servers []netip.AddrPort, r *request, deadline time.Time, done func(found)) {
+func (s *Server) lookup(servers []netip.AddrPort, r *request, deadline time.Time, done func(found)) (f found, ok bool) {
 	var room [512]byte
 	key := appendKey(room[:0], servers, r)
-	now := time.Now()
-	f, ok, first := s.cache.get(key, now, func(f found) {
+	f, ok, under := s.cache.get(key, time.Now(), func(f found) {
 		if f.failed != nil && f.failed.timeout && time.Until(deadline) > s.TryTimeout/4 {
-			s.lookup(servers, r, deadline, done)
+			if f, ok := s.lookup(servers, r, deadline, done); ok {
+				done(f)
+			}
 			return
 		}
 		done(f)
 	})
-	switch {
-	case ok:
-		done(f)
-	case first:
-		key = slices.Clone(key)
-		s.ask(servers, r, deadline, func(wire []byte, failed *failure) { s.cache.land(key, wire, failed) })
+	if under != nil {
+		s.ask(servers, r, deadline, func(a *answer, failed *failure) { s.cache.land(under, a, failed) })
 	}
+	return f, ok
 }
 
-// newAnswer reads a message that a server sent.
+// newAnswer reads a message that a server sent, which becomes the answer's; nil: it is none.
 func newAnswer(wire []byte) *answer {
-	a := &answer{wire: wire, plain: digest(wire)}
-	if a.plain != nil {
-		a.life = time.Duration(a.plain.life) * time.Second
-	} else if m, err := unpack(wire); err == nil {
-		a.life = lifeOf(m)
+	if p := digest(wire); p != nil {
+		return &answer{wire: wire, plain: p, life: time.Duration(p.life) * time.Second}
 	}
-	return a
+	m, err := unpack(wire)
+	if err != nil {
+		return nil
+	}
+	return &answer{wire: wire, life: lifeOf(m), refusesVersion: m.Rcode == dns.RcodeBadVers}
 }
 
 // count takes from the TTLs of an answer what has passed of them. What is over

@@ -14,11 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queryBytes is room for any query that is not an attempt at something: RFC
-// 1035's 512 bytes, EDNS options, a TSIG. What fills it does not parse.
-const queryBytes = 4096
-
-var buffers = sync.Pool{New: func() any { return new([queryBytes]byte) }}
+// MaxQuery is room for any query that is not an attempt at something: RFC
+// 1035's 512 bytes, EDNS options, a TSIG.
+const MaxQuery = 4096
 
 // Server answers queries. It may serve any number of sockets.
 type Server struct {
@@ -31,6 +29,8 @@ type Server struct {
 
 	queries gate // in flight
 	conns   gate // TCP
+	line    *line
+	aside   sync.WaitGroup // queries that wait outside of the line
 
 	// mu guards serving, the number of sockets served. With the last one those to
 	// upstreams end.
@@ -47,6 +47,7 @@ func New(o Options) (*Server, error) {
 	s.up = newUpstream(&s.Options)
 	s.ask = s.up.ask
 	s.cache = newCache(o.CacheBytes, o.ServeStale)
+	s.line = newLine(s.send)
 	s.host.read = o.HostAddrs
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
@@ -77,53 +78,98 @@ func (s *Server) begin() {
 func (s *Server) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.serving--; s.serving == 0 {
-		s.up.close()
+	if s.serving--; s.serving > 0 {
+		return
+	}
+	// Whom it has served is told by its context that it ends: nothing new is begun.
+	s.aside.Wait()
+	s.line.wait()
+	s.up.close()
+	s.line.wait()
+}
+
+// settled reports whether it is known whose an index is, or that it is nobody's.
+func (s *Server) settled() bool {
+	select {
+	case <-s.Settled:
+		return true
+	default:
+		return s.Settled == nil
 	}
 }
 
-// Serve answers the queries that arrive on c until ctx ends; then it closes c,
-// waits for the queries in flight, and returns nil. Queries above the limits
+// nobody is whose queries and connections those to an index without an attachment, or without a policy yet, are: a
+// process of the host, which may ask at any, has no more of them than an attachment.
+const nobody = ^uint32(0)
+
+// placeOf is where what comes from an index counts, and waits for its turn.
+func (s *Server) placeOf(index uint32) uint32 {
+	if s.settled() && s.owner(index) == "" {
+		return nobody
+	}
+	return index
+}
+
+// owner is whose the index is; empty: nobody's.
+func (s *Server) owner(index uint32) string {
+	if chain := s.Kernel.Chain(index); len(chain) > 0 {
+		return chain[0].ID
+	}
+	return ""
+}
+
+// Serve answers the queries that arrive on c until ctx ends; then it closes c and
+// returns nil, and queries in flight have no answer. Queries above the limits
 // are dropped without an answer: whoever sent them in good faith sends again,
 // and whoever floods gains nothing.
 func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 	s.begin()
 	defer s.end()
 	ctx, cancel := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	defer running.Wait()
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	var arrived []*job
+	take := func(b []byte, from Peer) {
+		if j := s.admit(ctx, c, b, from); j != nil {
+			arrived = append(arrived, j)
+		}
+	}
 	var pause backoff
 	for {
-		buf := buffers.Get().(*[queryBytes]byte)
-		n, from, err := c.ReadQuery(buf[:])
-		if err != nil {
-			buffers.Put(buf)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err) {
-				return fmt.Errorf("read dns queries: %v", err)
-			}
-			continue
+		err := c.ReadQueries(take)
+		if len(arrived) > 0 {
+			s.line.add(arrived...)
+			clear(arrived)
+			arrived = arrived[:0]
 		}
-		pause.reset()
-		if !s.queries.enter(from.Index) {
-			s.overLimit(from)
-			buffers.Put(buf)
-			continue
+		switch {
+		case err == nil:
+			pause.reset()
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err):
+			return fmt.Errorf("read dns queries: %v", err)
 		}
-		running.Go(func() {
-			defer s.queries.leave(from.Index)
-			defer buffers.Put(buf)
-			if reply := s.handle(ctx, buf[:n], from, false); reply != nil && ctx.Err() == nil {
-				// Nothing can be done about an answer that does not leave: the client asks again.
-				_ = c.WriteAnswer(reply, from)
-			}
-		})
 	}
+}
+
+// admit makes a job of a datagram, if there is room for it.
+func (s *Server) admit(ctx context.Context, c PacketConn, b []byte, from Peer) *job {
+	place := s.placeOf(from.Index)
+	if !s.queries.enter(place) {
+		s.overLimit(from)
+		return nil
+	}
+	j := &job{s: s, ctx: ctx, place: place, from: from, next: (*job).begin}
+	j.in = append(j.room[:0], b...)
+	j.done = func(reply []byte, o *outbox) {
+		s.queries.leave(place)
+		if reply != nil {
+			o.add(c, Answer{reply, from})
+		}
+	}
+	return j
 }
 
 // gate counts what is under way, for each attachment and in all. No attachment

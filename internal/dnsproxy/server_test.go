@@ -246,10 +246,10 @@ type broken struct {
 	tries  atomic.Int32
 }
 
-func (b *broken) ReadQuery([]byte) (int, Peer, error) { b.tries.Add(1); return 0, Peer{}, b.err }
-func (b *broken) WriteAnswer([]byte, Peer) error      { return b.err }
-func (b *broken) Accept() (net.Conn, Peer, error)     { b.tries.Add(1); return nil, Peer{}, b.err }
-func (b *broken) Close() error                        { b.closed.Store(true); return nil }
+func (b *broken) ReadQueries(func([]byte, Peer)) error { b.tries.Add(1); return b.err }
+func (b *broken) WriteAnswers([]Answer) error          { return b.err }
+func (b *broken) Accept() (net.Conn, Peer, error)      { b.tries.Add(1); return nil, Peer{}, b.err }
+func (b *broken) Close() error                         { b.closed.Store(true); return nil }
 
 // TestBrokenSocket holds that a failing socket is tried again, but not for ever.
 func TestBrokenSocket(t *testing.T) {

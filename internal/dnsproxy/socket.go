@@ -74,16 +74,13 @@ type socket struct {
 
 var errBusy = errors.New("too many queries in flight")
 
-// send sends a try's query from one of the server's sockets. The answer is
-// handed to the try; an error says that there will be none.
+// send has a try's query sent from one of the server's sockets, with the next
+// flush. The answer is handed to the try; an error says that there will be none.
 func (s *server) send(t *try) error {
 	if err := s.take(t); err != nil {
 		return err
 	}
-	if _, err := t.socket.conn.Write(t.sent); err != nil {
-		t.socket.forget(t)
-		return systemError(err)
-	}
+	s.u.out.add(t)
 	return nil
 }
 
@@ -242,7 +239,7 @@ func (k *socket) deliver(in []byte, whole bool) {
 	if !ok && err == nil {
 		return
 	}
-	var a []byte
+	var a *answer
 	if ok {
 		if a, err = t.read(in); a == nil && err == nil {
 			return

@@ -52,10 +52,7 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 			continue
 		}
 		pause.reset()
-		place := from.Index
-		if s.owner(place) == "" {
-			place = nobody
-		}
+		place := s.placeOf(from.Index)
 		if !s.conns.enter(place) {
 			s.overLimit(from)
 			c.Close()
@@ -63,26 +60,14 @@ func (s *Server) ServeTCP(ctx context.Context, l Listener) error {
 		}
 		running.Go(func() {
 			defer s.conns.leave(place)
-			s.serveConn(ctx, c, from)
+			s.serveConn(ctx, c, from, place)
 		})
 	}
 }
 
-// nobody is whose connections those to an index without an attachment, or without a policy yet, are: a process of the
-// host, which may ask at any, has no more of them than an attachment.
-const nobody = ^uint32(0)
-
-// owner is whose the index is; empty: nobody's.
-func (s *Server) owner(index uint32) string {
-	if chain := s.Kernel.Chain(index); len(chain) > 0 {
-		return chain[0].ID
-	}
-	return ""
-}
-
 // serveConn returns when the connection is closed and its queries are done. A
 // connection is one attachment's: it ends when its index is another's.
-func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
+func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer, place uint32) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait() // last: nothing writes to a connection of somebody else's
@@ -95,7 +80,7 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
 	var write sync.Mutex
 	places := make(chan struct{}, perConn)
 	for {
-		query, err := readMessage(c, s.IdleTimeout, queryBytes)
+		query, err := readMessage(c, s.IdleTimeout, MaxQuery)
 		if err != nil {
 			// A client that only closed its side still wants its answers.
 			if errors.Is(err, io.EOF) {
@@ -111,11 +96,11 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer) {
 		case <-ctx.Done():
 			return
 		}
-		if !s.queries.enterWhenFree(ctx, from.Index) {
+		if !s.queries.enterWhenFree(ctx, place) {
 			return
 		}
 		running.Go(func() {
-			defer func() { s.queries.leave(from.Index); <-places }()
+			defer func() { s.queries.leave(place); <-places }()
 			reply := s.handle(ctx, query, from, true)
 			if reply == nil {
 				return

@@ -28,7 +28,7 @@ type failure struct {
 // asker has servers asked, in their order, and calls done once, perhaps before
 // it returns: with a message that answers the request, or when there is none by
 // the deadline.
-type asker func(servers []netip.AddrPort, r *request, deadline time.Time, done func([]byte, *failure))
+type asker func(servers []netip.AddrPort, r *request, deadline time.Time, done func(*answer, *failure))
 
 // upstream asks servers: over UDP from a few sockets that are replaced all the
 // time, and over TCP where the answer does not fit or is in doubt. Sockets are
@@ -36,13 +36,14 @@ type asker func(servers []netip.AddrPort, r *request, deadline time.Time, done f
 type upstream struct {
 	control func(network, address string, c syscall.RawConn) error
 	try     time.Duration
-	flush   func() // is called when all answers that are there have been handed out
 	running sync.WaitGroup
 
 	// mu guards what follows. No other lock is held with it.
 	mu      sync.Mutex
 	servers map[netip.AddrPort]*server
 	quests  map[*quest]struct{}
+
+	out outgoing
 }
 
 // maxServers is how many servers something is remembered of: policies may name any number.
@@ -50,7 +51,7 @@ const maxServers = 1024
 
 func newUpstream(o *Options) *upstream {
 	return &upstream{
-		control: o.Control, try: o.TryTimeout, flush: func() {},
+		control: o.Control, try: o.TryTimeout,
 		servers: make(map[netip.AddrPort]*server), quests: make(map[*quest]struct{}),
 	}
 }

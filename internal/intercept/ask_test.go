@@ -294,13 +294,15 @@ func respond(f *intercept.Front) (done *sync.WaitGroup) {
 	done = &sync.WaitGroup{}
 	for _, packets := range f.Packets {
 		done.Go(func() {
-			b := make([]byte, 512)
 			for {
-				n, peer, err := packets.ReadQuery(b)
+				var answers []dnsproxy.Answer
+				err := packets.ReadQueries(func(b []byte, peer dnsproxy.Peer) {
+					answers = append(answers, dnsproxy.Answer{Bytes: reply(b, peer), To: peer})
+				})
 				if err != nil {
 					return
 				}
-				_ = packets.WriteAnswer(reply(b[:n], peer), peer) // lost, as packets are
+				_ = packets.WriteAnswers(answers) // lost, as packets are
 			}
 		})
 	}

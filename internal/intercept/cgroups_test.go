@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/dnsproxy"
 	"github.com/netfence/netfence/internal/intercept"
 	"github.com/netfence/netfence/internal/testenv"
 	"github.com/netfence/netfence/policy"
@@ -203,7 +204,7 @@ func TestDatagramsThatAreNoQueries(t *testing.T) {
 	for _, send := range []struct {
 		conn net.Conn
 		text string
-	}{{nobody, "nobody's"}, {conn, ""}, {conn, strings.Repeat("long", 200)}, {conn, "question"}} {
+	}{{nobody, "nobody's"}, {conn, ""}, {conn, strings.Repeat("long", dnsproxy.MaxQuery/4+1)}, {conn, "question"}} {
 		if _, err := send.conn.Write([]byte(send.text)); err != nil {
 			t.Fatal(err)
 		}

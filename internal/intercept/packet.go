@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/dnsproxy"
 )
 
@@ -17,6 +20,7 @@ import (
 // IPV6_PKTINFO (ip(7), ipv6(7)) which one a query came to, and answers from it.
 type packets struct {
 	conn  *net.UDPConn
+	raw   syscall.RawConn // conn's
 	port  uint16
 	v6    bool
 	where *place
@@ -24,27 +28,41 @@ type packets struct {
 
 var controlSpace = max(unix.CmsgSpace(unix.SizeofInet4Pktinfo), unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 
-// ReadQuery leaves out what is no query of an attachment: what is too long for
-// b, or empty, or from nobody.
-func (p *packets) ReadQuery(b []byte) (int, dnsproxy.Peer, error) {
-	control := make([]byte, controlSpace)
-	for {
-		n, controls, flags, client, err := p.conn.ReadMsgUDPAddrPort(b, control)
-		if err != nil {
-			return 0, dnsproxy.Peer{}, fmt.Errorf("read DNS query: %w", err)
-		}
-		if n == 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+// queriesRead are taken at once, and answersSent sent, if there are so many. Larger answers go one by one.
+const (
+	queriesRead = 32
+	answersSent = 16
+	answerBytes = 1280
+)
+
+var (
+	reads = datagram.NewPool(queriesRead, dnsproxy.MaxQuery, controlSpace)
+	// writes are batches for IPv4, then for IPv6.
+	writes = [2]sync.Pool{
+		{New: func() any { return datagram.New(answersSent, answerBytes, controlSpace, false) }},
+		{New: func() any { return datagram.New(answersSent, answerBytes, controlSpace, true) }},
+	}
+)
+
+// ReadQueries leaves out what is no query of an attachment: what is too long, or
+// empty, or from nobody.
+func (p *packets) ReadQueries(each func(b []byte, from dnsproxy.Peer)) error {
+	in, n, err := reads.Receive(p.raw)
+	if err != nil {
+		return fmt.Errorf("read DNS queries: %w", err)
+	}
+	defer reads.Put(in)
+	for i := range n {
+		b, whole := in.Data(i)
+		to, ok := destination(in.Control(i))
+		if !whole || !ok || len(b) == 0 {
 			continue
 		}
-		to, ok := destination(control[:controls])
-		if !ok {
-			continue
-		}
-		peer, ok := p.where.peer(client, netip.AddrPortFrom(to, p.port))
-		if ok {
-			return n, peer, nil
+		if peer, ok := p.where.peer(in.From(i), netip.AddrPortFrom(to, p.port)); ok {
+			each(b, peer)
 		}
 	}
+	return nil
 }
 
 // destination finds the header's destination among control messages.
@@ -67,20 +85,40 @@ func destination(control []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// WriteAnswer answers from the address that was asked.
-func (p *packets) WriteAnswer(b []byte, to dnsproxy.Peer) error {
-	var control []byte
+// WriteAnswers answers from the addresses that were asked.
+func (p *packets) WriteAnswers(answers []dnsproxy.Answer) error {
+	family := 0
 	if p.v6 {
-		// An address of the link, as routers announce for their resolver, needs the device as well.
-		control = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: to.Server.Addr().As16(), Ifindex: p.where.ifindex})
-	} else {
-		control = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: to.Server.Addr().As4()})
+		family = 1
 	}
-	if _, _, err := p.conn.WriteMsgUDPAddrPort(b, control, to.Client); err != nil {
-		return fmt.Errorf("answer DNS query: %w", err)
+	out := writes[family].Get().(*datagram.Batch)
+	defer writes[family].Put(out)
+	var failed error
+	note := func(_ int, err error) { failed = fmt.Errorf("answer DNS query: %w", err) }
+	for _, a := range answers {
+		control := p.source(a.To)
+		if out.Add(a.Bytes, a.To.Client, control) {
+			continue
+		}
+		out.Send(p.raw, note)
+		if !out.Add(a.Bytes, a.To.Client, control) { // it is too long for it
+			if _, _, err := p.conn.WriteMsgUDPAddrPort(a.Bytes, control, a.To.Client); err != nil {
+				note(0, err)
+			}
+		}
 	}
-	return nil
+	out.Send(p.raw, note)
+	return failed
 }
 
-// Close makes ReadQuery return net.ErrClosed.
+// source is the control message that an answer comes from the address that was asked by.
+func (p *packets) source(to dnsproxy.Peer) []byte {
+	if p.v6 {
+		// An address of the link, as routers announce for their resolver, needs the device as well.
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: to.Server.Addr().As16(), Ifindex: p.where.ifindex})
+	}
+	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: to.Server.Addr().As4()})
+}
+
+// Close makes ReadQueries return net.ErrClosed.
 func (p *packets) Close() error { return p.conn.Close() }

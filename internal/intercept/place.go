@@ -84,7 +84,12 @@ func (w *place) openFamily(f *Front, family string, port uint16) error {
 		return err
 	}
 	f.add(packet)
-	f.Packets = append(f.Packets, &packets{conn: packet.(*net.UDPConn), port: port, v6: family == "6", where: w})
+	conn := packet.(*net.UDPConn)
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	f.Packets = append(f.Packets, &packets{conn: conn, raw: raw, port: port, v6: family == "6", where: w})
 	// Go sets SO_REUSEADDR on TCP sockets that listen. It takes the port from
 	// connections that linger, not from a socket that listens (socket(7)).
 	stream, err := listen.Listen(context.Background(), "tcp"+family, address)

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/policy"
+)
+
+// job is one query on its way to its answer. It is in the line while there is
+// something to be done for it, and elsewhere while it waits: at most one of both
+// has it.
+type job struct {
+	s      *Server
+	ctx    context.Context // of who serves: when it ends nobody waits for the answer
+	place  uint32          // in the line
+	in     []byte
+	from   Peer
+	stream bool
+	next   func(*job, *outbox)
+	done   func([]byte, *outbox) // is called once; nil: there is no answer
+
+	q       *query
+	owner   string
+	tries   int
+	chain   []datapath.Member
+	ruling  *ruling
+	servers []netip.AddrPort
+	known   asked
+	failed  *failure
+	room    [96]byte // for most queries
+}
+
+// step does what there is to be done.
+func (j *job) step(o *outbox) {
+	if j.ctx.Err() != nil {
+		j.done(nil, o)
+		return
+	}
+	j.next(j, o)
+}
+
+// handle answers one message; nil: not at all.
+func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
+	answered := make(chan []byte, 1)
+	j := &job{s: s, ctx: ctx, place: s.placeOf(from.Index), in: b, from: from, stream: stream, next: (*job).begin}
+	j.done = func(reply []byte, _ *outbox) { answered <- reply }
+	s.line.add(j)
+	select {
+	case reply := <-answered:
+		return reply
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (j *job) begin(o *outbox) {
+	q, reply := parse(j.in, j.from, j.stream)
+	if q == nil {
+		j.done(reply, o)
+		return
+	}
+	j.q = q
+	q.deadline = time.Now().Add(j.s.Timeout)
+	if !j.s.settled() && len(j.s.Kernel.Chain(j.from.Index)) == 0 {
+		j.aside(func() { j.s.settle(j.ctx, q, j.from.Index) }, (*job).judge)
+		return
+	}
+	j.judge(o)
+}
+
+// aside waits for something outside of the line, and then goes on in it.
+func (j *job) aside(wait func(), next func(*job, *outbox)) {
+	j.next = next
+	j.s.aside.Go(func() {
+		wait()
+		j.s.line.add(j)
+	})
+}
+
+// judge has the chain decide, again where it has changed meanwhile.
+func (j *job) judge(o *outbox) {
+	s, q := j.s, j.q
+	j.chain = s.Kernel.Chain(j.from.Index)
+	if j.tries == 0 && len(j.chain) > 0 {
+		j.owner = j.chain[0].ID
+	}
+	if len(j.chain) > 0 && j.chain[0].ID != j.owner {
+		j.done(nil, o) // whose query it was is detached, and somebody else has its index
+		return
+	}
+	if slices.ContainsFunc(j.chain, func(m datapath.Member) bool { return m.Names.Mode == policy.DNSProxy }) {
+		j.aside(func() { j.ruling = s.decide(j.ctx, q, j.chain) }, (*job).find)
+		return
+	}
+	j.ruling = s.decide(j.ctx, q, j.chain)
+	j.find(o)
+}
+
+// find has the answer of the cache or of an upstream, where one is needed.
+func (j *job) find(o *outbox) {
+	s, q := j.s, j.q
+	j.failed = nil
+	if !j.ruling.asks(q) {
+		j.answer(o)
+		return
+	}
+	servers, err := s.servers(q, j.ruling, j.chain)
+	if err != nil {
+		j.failed = &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
+		j.answer(o)
+		return
+	}
+	if j.known.answer != nil && slices.Equal(j.known.servers, servers) {
+		j.answer(o)
+		return
+	}
+	j.servers = servers
+	j.next = (*job).answer
+	f, ok := s.lookup(servers, q.request(j.ruling), q.deadline, j.landed)
+	if !ok { // the job may be done by now
+		o.asked = true
+		return
+	}
+	j.take(f)
+	j.answer(o)
+}
+
+// landed takes what was found while nobody worked on the job.
+func (j *job) landed(f found) {
+	j.take(f)
+	j.s.line.add(j)
+}
+
+func (j *job) take(f found) {
+	if j.failed = f.failed; f.failed == nil {
+		j.known = asked{j.servers, f}
+	}
+}
+
+// answer does what was ruled with what was found.
+func (j *job) answer(o *outbox) {
+	last := j.tries == maxStale-1
+	reply, err := j.s.answer(j.q, j.chain, j.ruling, &j.known, j.failed, last)
+	if !errors.Is(err, datapath.ErrStale) {
+		j.done(reply, o)
+		return
+	}
+	if !last {
+		j.tries++
+		j.judge(o)
+		return
+	}
+	if chain := j.s.Kernel.Chain(j.from.Index); len(chain) > 0 {
+		j.s.tell(j.q, chain[0], blocked, keptChanging, nil)
+	}
+	j.done(j.q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging}), o)
+}
+
+// asks reports whether the answer is somebody else's.
+func (r *ruling) asks(q *query) bool {
+	return r.outcome == allowed && q.Qtype != dns.TypeANY && !r.local && !r.given
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dnsproxy
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+// order is a socket that remembers whom it sent answers to.
+type order struct {
+	PacketConn
+	mu  sync.Mutex
+	all []uint32
+}
+
+func (o *order) WriteAnswers(answers []Answer) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, a := range answers {
+		o.all = append(o.all, a.To.Index)
+	}
+	return nil
+}
+
+// TestTurns holds that whoever has much to be done has others wait for turns of it, not for all of it, whether the answers
+// are at hand or are asked for.
+func TestTurns(t *testing.T) {
+	for _, kept := range []int{0, 1 << 20} {
+		w := bare(t, answering(t, dns.RcodeSuccess, "$ 300 A 192.0.2.1"))
+		w.cache = newCache(kept, 0)
+		w.line.workers = 1
+		const loud, many, few, others = 100, 200, 20, 3
+		for i := range uint32(others + 1) {
+			w.kernel.set(t, loud+i, allowlist("*"))
+		}
+		started, held := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		w.kernel.refusing(func() error {
+			once.Do(func() {
+				close(started)
+				<-held
+			})
+			return nil
+		})
+		var got order
+		arrive := func(index uint32, name string) {
+			j := w.admit(t.Context(), &got, packed(t, questionFor(name, dns.TypeA)), Peer{Index: index, Client: netip.MustParseAddrPort("192.0.2.9:999")})
+			if j == nil {
+				t.Fatal("no room")
+			}
+			w.line.add(j)
+		}
+		arrive(loud, "n.example")
+		<-started
+		for i := range many {
+			arrive(loud, fmt.Sprintf("n%d.example", i%10))
+		}
+		for i := range uint32(others) {
+			for k := range few {
+				arrive(loud+1+i, fmt.Sprintf("n%d.example", k%10))
+			}
+		}
+		close(held)
+		w.line.wait()
+		answered := map[uint32]int{}
+		for _, index := range got.all {
+			// What is asked for waits twice: to be asked for, and when it has come.
+			if n := answered[index]; index != loud && answered[loud] > 1+2*turn*(n/turn+1) {
+				t.Errorf("%d of the loud one's came before answer %d of %d", answered[loud], n, index)
+			}
+			answered[index]++
+		}
+		if answered[loud] != many+1 || len(got.all) != many+1+others*few || w.queries.total != 0 || len(w.line.lanes) != 0 || w.line.waiting != 0 {
+			t.Errorf("answered %v, %d in flight, %d lanes", answered, w.queries.total, len(w.line.lanes))
+		}
+	}
+}
