@@ -118,14 +118,17 @@ enum dns_step {
  * address it may ask by name, at the listener's port, which is remembered like
  * any other server.
  */
-static __always_inline enum dns_step dns_ask(struct bpf_sock_addr *ctx, __u64 identity, __u64 word,
-					     struct address *to)
+__attribute__((noinline)) int dns_ask(struct bpf_sock_addr *ctx, __u64 identity, __u64 word,
+				      struct address *to)
 {
 	__u32 own = IDENTITY_ATTACHMENT(identity);
 	__u16 port = bpf_ntohs(ctx->user_port), listener;
-	int query = port == PORT_DNS && intercepts(word), ours = in_dns_range(to);
+	int query = port == PORT_DNS && intercepts(word), ours;
 	__u32 slot;
 
+	if (!to)
+		return DNS_REFUSED;
+	ours = in_dns_range(to);
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return DNS_NOT_OURS; /* its packets are judged */
 	if (!query && !ours)
@@ -184,8 +187,8 @@ static __always_inline int dns_binds(struct bpf_sock_addr *ctx, const struct add
  * out has redirected this one did not intercept, so its rules have the word: of
  * the server that was asked.
  */
-static __always_inline enum reason dns_packet(struct __sk_buff *skb, __u64 identity, __u64 word,
-					      struct packet *p)
+__attribute__((noinline)) int dns_packet(struct __sk_buff *skb, __u64 identity, __u64 word,
+					 struct packet *p)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct learning learning = learning_of(identity, word);
@@ -193,7 +196,7 @@ static __always_inline enum reason dns_packet(struct __sk_buff *skb, __u64 ident
 	enum dns_writer writer;
 	enum reason reason;
 
-	if (skb->ifindex != LOOPBACK_IFINDEX || p->portless || !sk)
+	if (!p || skb->ifindex != LOOPBACK_IFINDEX || p->portless || !sk)
 		return REASON_PROTECTED;
 	if (p->dst_port != dns_setting(DNS_PORT))
 		return REASON_PROTECTED;

@@ -13,6 +13,10 @@
 
 #define DNS_FLOW_UDP (10 * SECOND)
 #define DNS_FLOW_TCP (120 * SECOND) /* since the workload's last packet */
+enum hook {
+	HOOK_HEADERLESS = 1, /* the device's packets begin with the network header */
+	HOOK_INGRESS = 2,
+};
 #define MACS 12 /* bytes: destination, source */
 #define PACKET_HOST 0 /* linux/if_packet.h */
 #define DNS_MAC                               \
@@ -68,9 +72,42 @@ static __always_inline __u16 dns_set(const struct address *server, __u16 port, _
 }
 
 /*
- * dns_flow_note finds the flow of a query its place in *key: the one it has, or
- * that which is over, or was quiet, for longest.
+ * dns_flow_place gives a flow its place in key's set: the one it has, or that which
+ * is over, or was quiet, for longest.
  */
+__attribute__((noinline)) int dns_flow_place(const struct dns_flow *flow, struct dns_flow_key *key)
+{
+	__u64 oldest = ~0ULL;
+	__u16 best = 0;
+
+	if (!flow || !key)
+		return -1;
+	for (__u16 way = 0; way < DNS_WAYS; way++) {
+		struct dns_flow *found;
+
+		key->way = way;
+		found = bpf_map_lookup_elem(&nf_dns_flows, key);
+		if (!found || found->incarnation != flow->incarnation) {
+			if (oldest)
+				best = way;
+			oldest = 0;
+			continue;
+		}
+		if (found->client_port == flow->client_port && found->protocol == flow->protocol &&
+		    same_address(&found->client, &flow->client) &&
+		    same_address(&found->server, &flow->server)) {
+			best = way;
+			break;
+		}
+		if (found->deadline < oldest) {
+			oldest = found->deadline;
+			best = way;
+		}
+	}
+	key->way = best;
+	return 0;
+}
+
 static __always_inline int dns_flow_note(__u64 identity, const struct packet *p, const __u8 *macs,
 					 struct dns_flow_key *key)
 {
@@ -81,36 +118,13 @@ static __always_inline int dns_flow_note(__u64 identity, const struct packet *p,
 		.client_port = p->src_port,
 		.protocol = p->protocol,
 	};
-	__u64 now = boot_clock(), oldest = ~0ULL;
-	__u16 best = 0;
 
-	flow.deadline = now + (p->protocol == IPPROTO_TCP ? DNS_FLOW_TCP : DNS_FLOW_UDP);
+	flow.deadline = boot_clock() + (p->protocol == IPPROTO_TCP ? DNS_FLOW_TCP : DNS_FLOW_UDP);
 	__builtin_memcpy(flow.macs, macs, MACS);
 	key->attachment = IDENTITY_ATTACHMENT(identity);
 	key->set = dns_set(&p->dst, p->src_port, p->protocol);
-	for (__u16 way = 0; way < DNS_WAYS; way++) {
-		struct dns_flow *found;
-
-		key->way = way;
-		found = bpf_map_lookup_elem(&nf_dns_flows, key);
-		if (!found || found->incarnation != flow.incarnation) {
-			if (oldest)
-				best = way;
-			oldest = 0;
-			continue;
-		}
-		if (found->client_port == flow.client_port && found->protocol == flow.protocol &&
-		    same_address(&found->client, &flow.client) &&
-		    same_address(&found->server, &flow.server)) {
-			best = way;
-			break;
-		}
-		if (found->deadline < oldest) {
-			oldest = found->deadline;
-			best = way;
-		}
-	}
-	key->way = best;
+	if (dns_flow_place(&flow, key))
+		return -1;
 	return bpf_map_update_elem(&nf_dns_flows, key, &flow, BPF_ANY);
 }
 
@@ -118,14 +132,19 @@ static __always_inline int dns_flow_note(__u64 identity, const struct packet *p,
  * dns_readdress puts another source (or destination) in place. Checksums that
  * are left to the device hold the pseudo header, and are kept right as well.
  */
-static __always_inline int dns_readdress(struct __sk_buff *skb, __u32 network,
-					 const struct packet *p, int destination,
-					 struct address *to)
+__attribute__((noinline)) int dns_readdress(struct __sk_buff *skb, __u32 network,
+					    const struct packet *p, int destination,
+					    struct address *to)
 {
-	struct address from = destination ? p->dst : p->src;
-	__u32 checksum = p->transport + (p->protocol == IPPROTO_TCP ? 16 : 6);
 	__u64 flags = BPF_F_PSEUDO_HDR;
+	struct address from;
 	__s64 difference;
+	__u32 checksum;
+
+	if (!p || !to)
+		return -1;
+	from = destination ? p->dst : p->src;
+	checksum = p->transport + (p->protocol == IPPROTO_TCP ? 16 : 6);
 
 	if (p->protocol == IPPROTO_UDP)
 		flags |= BPF_F_MARK_MANGLED_0; /* none stays none */
@@ -162,16 +181,19 @@ static __always_inline int dns_frame(struct __sk_buff *skb, int headerless, int 
  * dns_hand_over makes a query the listener's. Tags, options, extension headers
  * and fragments are no resolver's. The caller redirects to *ifindex.
  */
-static __always_inline enum reason dns_hand_over(struct __sk_buff *skb, __u64 identity,
-						 int headerless, int ingress,
-						 const struct packet *p, __u32 *ifindex)
+__attribute__((noinline)) int dns_hand_over(struct __sk_buff *skb, __u64 identity, __u32 hook,
+					    const struct packet *p, __u32 *ifindex)
 {
+	int headerless = hook & HOOK_HEADERLESS, ingress = hook & HOOK_INGRESS;
 	__u32 network = headerless ? 0 : ETH_HLEN;
-	int ipv4 = is_ipv4(&p->src);
 	struct dns_flow_key key = {};
 	struct address client;
 	__u8 macs[MACS] = {};
+	int ipv4;
 
+	if (!p || !ifindex)
+		return REASON_DNS;
+	ipv4 = is_ipv4(&p->src);
 	*ifindex = dns_setting(DNS_IFINDEX);
 	if (!*ifindex || skb->vlan_present ||
 	    p->transport != network + (ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))

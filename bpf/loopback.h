@@ -86,12 +86,17 @@ static __always_inline int reaches_own(struct __sk_buff *skb, __u32 attachment,
 	return own;
 }
 
-static __always_inline enum reason loopback_verdict(struct __sk_buff *skb, __u64 identity,
-						    __u64 word, struct packet *p)
+__attribute__((noinline)) int loopback_verdict(struct __sk_buff *skb, __u64 identity, __u64 word,
+					       struct packet *p)
 {
+	struct learning learning = learning_of(identity, word);
 	int local = 1, everybody = 0;
 	enum reason reason;
 
+	if (!p)
+		return REASON_LOOPBACK;
+	if (!asks_rules(word))
+		return guarded(&learning, p);
 	if (word & WORD_LOOPBACK_DENY)
 		return REASON_LOOPBACK;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {

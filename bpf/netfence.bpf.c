@@ -62,12 +62,15 @@ static __always_inline enum reason parse_device(struct __sk_buff *skb, int heade
  * What is judged must be what leaves. Where the headers lie in pages, the sender may
  * have them mapped (vhost with zero copy): they are made the packet's own first.
  */
-static __always_inline enum reason parse_whole(struct __sk_buff *skb, int headerless,
-					       struct packet *p)
+__attribute__((noinline)) int parse_whole(struct __sk_buff *skb, int headerless, struct packet *p)
 {
-	enum reason reason = parse_device(skb, headerless, p);
-	__u32 judged = p->transport + judged_bytes(p);
+	enum reason reason;
+	__u32 judged;
 
+	if (!p)
+		return REASON_TRUNCATED;
+	reason = parse_device(skb, headerless, p);
+	judged = p->transport + judged_bytes(p);
 	if (p->arp || p->protocol == IPPROTO_ICMPV6) /* what they claim is read as well */
 		judged += MAX_DISCOVERY_LENGTH;
 	if (judged > skb->len)
@@ -135,7 +138,10 @@ static __always_inline int interface_outbound(struct __sk_buff *skb, int headerl
 		reason = parse_whole(skb, headerless, &p);
 	}
 	if (identity && !reason && is_query(&p) && (intercepts(word) || is_nameserver(&p.dst)))
-		reason = dns_hand_over(skb, identity, headerless, ingress, &p, &listener);
+		reason = dns_hand_over(skb, identity,
+				       (headerless ? HOOK_HEADERLESS : 0) |
+					       (ingress ? HOOK_INGRESS : 0),
+				       &p, &listener);
 	else
 		reason = interface_verdict(skb, identity, word, headerless, reason, &p);
 	if (settle(identity, word, reason, skb->len, &p))
@@ -224,7 +230,6 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 						  struct packet *p)
 {
 	int loopback = skb->ifindex == LOOPBACK_IFINDEX;
-	struct learning learning = learning_of(identity, word);
 	struct protected_socket *protected;
 	enum reason reason;
 
@@ -253,8 +258,7 @@ static __always_inline enum reason cgroup_verdict(struct __sk_buff *skb, __u64 i
 	if (reason)
 		return reason;
 	if (loopback)
-		return asks_rules(word) ? loopback_verdict(skb, identity, word, p) :
-					  guarded(&learning, p);
+		return loopback_verdict(skb, identity, word, p);
 	if (word & WORD_SOURCE && !source_holds(skb, identity, WORD_SLOT(word), 1, p))
 		return REASON_SOURCE;
 	if (WORD_MODE(word) != MODE_DISABLED && is_loopback(&p->dst))

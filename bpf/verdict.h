@@ -225,12 +225,14 @@ static __always_inline enum reason judge_address(struct learning *learning, stru
  * denied if it is denied on either side. Where a name was needed, learning->name
  * tells which; 0 if two different ones were.
  */
-static __always_inline enum reason judge(struct learning *learning, struct packet *p)
+__attribute__((noinline)) int judge(struct learning *learning, struct packet *p)
 {
 	enum reason outside, inside;
 	struct address inner;
 	__u32 name;
 
+	if (!learning || !p)
+		return REASON_NO_TABLE;
 	learning->lessons = lessons_for(learning->word, learning->attachment);
 	p->ports_only = bypasses_names(learning->word, p);
 	p->timed = 0;
