@@ -78,15 +78,17 @@ static __always_inline __u16 dns_set(const struct address *server, __u16 port, _
 __attribute__((noinline)) int dns_flow_place(const struct dns_flow *flow, struct dns_flow_key *key)
 {
 	__u64 oldest = ~0ULL;
+	struct dns_flow_key at;
 	__u16 best = 0;
 
 	if (!flow || !key)
 		return -1;
+	at = *key; /* before Linux 6.2 no argument can be a map's key */
 	for (__u16 way = 0; way < DNS_WAYS; way++) {
 		struct dns_flow *found;
 
-		key->way = way;
-		found = bpf_map_lookup_elem(&nf_dns_flows, key);
+		at.way = way;
+		found = bpf_map_lookup_elem(&nf_dns_flows, &at);
 		if (!found || found->incarnation != flow->incarnation) {
 			if (oldest)
 				best = way;
