@@ -47,7 +47,7 @@ func (d *daemon) watchElsewhere(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.dns.elsewhere.Run(ctx) })
 	g.Go(func() error {
-		denied := d.hub.Subscribe()
+		denied := d.hub.SubscribeFlows()
 		defer denied.Close()
 		for _, a := range d.store.List() {
 			d.lookElsewhere(a)

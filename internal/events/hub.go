@@ -102,6 +102,17 @@ func (h *Hub) Subscribe(ids ...string) *Subscription {
 	return s
 }
 
+// SubscribeFlows is Subscribe for who wants denied packets and nothing else: it is
+// not woken by what there is more of.
+func (h *Hub) SubscribeFlows(ids ...string) *Subscription {
+	s := h.Subscribe(ids...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flows = true
+	s.queue, s.lost = nil, 0
+	return s
+}
+
 // Close ends every subscription: each still gets what waits for it.
 func (h *Hub) Close() {
 	h.mu.Lock()
@@ -123,6 +134,7 @@ type Subscription struct {
 	queue  []Event
 	lost   uint64
 	closed bool
+	flows  bool // alone
 }
 
 // Next waits for events and returns all that there are, in order, and how many
@@ -163,6 +175,9 @@ func (s *Subscription) put(e Event) {
 	}
 	s.mu.Lock()
 	switch {
+	case s.flows && e.Flow == nil:
+		s.mu.Unlock()
+		return
 	case e.Lost > 0:
 		s.lost += e.Lost
 	case len(s.queue) < queueLength:

@@ -219,3 +219,21 @@ func TestPublishersAndReadersAtOnce(t *testing.T) {
 	h.Close()
 	readers.Wait()
 }
+
+func TestWhoWantsFlowsIsNotWokenByOthers(t *testing.T) {
+	h := NewHub(0)
+	s := h.SubscribeFlows()
+	defer s.Close()
+	h.Publish(decision("a"))
+	h.Publish(Event{Attachment: "a", Lost: 5})
+	h.Publish(Event{Attachment: "a", Incident: &Incident{Kind: "k"}})
+	select {
+	case <-s.wake:
+		t.Error("woken")
+	default:
+	}
+	h.Publish(flow("a", 1))
+	if got, lost := next(t, s); len(got) != 1 || got[0].Flow.Length != 1 || lost != 0 {
+		t.Errorf("%+v, lost %d", got, lost)
+	}
+}
