@@ -20,7 +20,7 @@ var ErrStale = errors.New("policy has changed meanwhile")
 
 // refreshInterval is how exactly the kernel knows when a name was last learned.
 // dns.max_flow, which counts from then, is hours.
-const refreshInterval = time.Second
+const refreshInterval = 3 * time.Second
 
 // Member is one attachment that a DNS query concerns, with what is in force for
 // it. It is a snapshot.
@@ -94,7 +94,7 @@ func (d *Datapath) at(index uint32) *attachment {
 //
 // A grant is only ever extended: a shorter TTL does not cut access given before.
 //
-// What the kernel holds already, and was told of within a second, it is not told
+// What the kernel holds already, and was told of within three seconds, it is not told
 // again. That is as safe as writing it: the locks are held that whoever cuts a
 // name, sweeps or detaches takes; the policies are those that the lessons come
 // from; the memory is what the maps are by now, and its entries were counted as
