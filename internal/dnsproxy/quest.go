@@ -26,12 +26,12 @@ type quest struct {
 	// mu guards what follows. Lock order: quest.mu before server.mu before socket.mu.
 	mu      sync.Mutex
 	over    bool
-	servers []*server // that may have an answer, those to be asked next in front
-	fresh   int       // of these, how many have not been asked yet; they are in front
-	all     int       // servers there were
-	asked   int       // how often any was
-	tries   []*try    // that are waited for
-	timer   *time.Timer
+	servers []*server   // that may have an answer, those to be asked next in front
+	fresh   int         // of these, how many have not been asked yet; they are in front
+	all     int         // servers there were
+	asked   int         // how often any was
+	tries   []*try      // that are waited for
+	timer   *time.Timer // nil: nothing was asked yet
 	last    *failure
 }
 
@@ -56,7 +56,6 @@ func (u *upstream) ask(addrs []netip.AddrPort, r *request, deadline time.Time, d
 	u.quests[q] = struct{}{}
 	u.mu.Unlock()
 	q.mu.Lock()
-	q.timer = time.AfterFunc(time.Hour, q.late)
 	q.next(time.Now())
 	q.settle()
 }
@@ -87,9 +86,18 @@ func (q *quest) ask(s *server, edns bool, now time.Time) (err error) {
 		return err
 	}
 	q.tries = append(q.tries, t)
-	q.timer.Reset(min(q.deadline.Sub(now), s.patience(q.u.try)<<min(q.asked/q.all, 3)))
+	q.wake(min(q.deadline.Sub(now), s.patience(q.u.try)<<min(q.asked/q.all, 3)))
 	q.asked++
 	return nil
+}
+
+// wake has late called after so long, and not when it was to be before. The caller holds q.mu.
+func (q *quest) wake(after time.Duration) {
+	if q.timer == nil {
+		q.timer = time.AfterFunc(after, q.late)
+		return
+	}
+	q.timer.Reset(after)
 }
 
 // spent takes a server off the list: it has said all that it will. The caller holds q.mu.
@@ -140,7 +148,7 @@ func (q *quest) late() {
 	before := len(q.tries)
 	q.next(now)
 	if len(q.tries) == before { // nobody is asked any more; what is under way may still come
-		q.timer.Reset(q.deadline.Sub(now))
+		q.wake(q.deadline.Sub(now))
 	}
 	q.settle()
 }
@@ -201,7 +209,9 @@ func (q *quest) finish(a *answer, f *failure) {
 		return
 	}
 	q.over = true
-	q.timer.Stop()
+	if q.timer != nil {
+		q.timer.Stop()
+	}
 	tries := q.tries
 	q.tries = nil
 	q.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -34,12 +35,10 @@ func (r *request) message(b []byte, edns, mixCase bool) ([]byte, error) {
 	if r.cd {
 		b[at+3] |= 0x10
 	}
-	var name [maxWireName]byte
-	end, err := dns.PackDomainName(r.Name, name[:], 0, nil, false)
+	b, err := appendName(b, r.Name)
 	if err != nil {
 		return nil, err
 	}
-	b = append(b, name[:end]...)
 	if mixCase {
 		mix(b[at+headerBytes:])
 	}
@@ -50,6 +49,30 @@ func (r *request) message(b []byte, edns, mixCase bool) ([]byte, error) {
 		b = appendOPT(b, r.do)
 	}
 	return b, nil
+}
+
+// appendName appends a name, whose text ends with a dot, as it stands in a message.
+func appendName(b []byte, name string) ([]byte, error) {
+	at := len(b)
+	if len(name) < maxWireName && name != "." {
+		for label := range strings.SplitSeq(name[:len(name)-1], ".") {
+			if len(label) == 0 || len(label) > 63 || strings.ContainsFunc(label, func(c rune) bool { return c >= 0x80 || !plainByte(byte(c)) }) {
+				b = b[:at]
+				break
+			}
+			b = append(b, byte(len(label)))
+			b = append(b, label...)
+		}
+		if len(b) > at {
+			return append(b, 0), nil
+		}
+	}
+	var wire [maxWireName]byte
+	end, err := dns.PackDomainName(name, wire[:], 0, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	return append(b, wire[:end]...), nil
 }
 
 // maxWireName is RFC 1035's limit of a name in a message.
