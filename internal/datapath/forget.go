@@ -148,6 +148,13 @@ func (d *Datapath) sweepLearned(walked time.Duration) error {
 	return errors.Join(errs...)
 }
 
+// hurry has the next sweep look, whatever there is to expect.
+func (m *memory) hurry() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.due = 1
+}
+
 func (m *memory) isDue(now time.Duration) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -29,6 +29,8 @@ type mortality struct {
 	wrote map[[2]uint64]int // how often: command and map
 	steps int
 	fatal int // the step that does not happen; 0: all do
+	errno unix.Errno
+	once  bool // those after the fatal one happen
 	died  bool
 }
 
@@ -142,8 +144,8 @@ func (m *mortality) listen() {
 			panic(errno)
 		}
 		r := response{id: n.id, flags: notifyContinue}
-		if m.refuses(&n) {
-			r.flags, r.errno = 0, -int32(unix.EIO)
+		if errno := m.refuses(&n); errno != 0 {
+			r.flags, r.errno = 0, -int32(errno)
 		}
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(m.listener), notifySend, uintptr(unsafe.Pointer(&r))); errno != 0 && errno != unix.ENOENT {
 			panic(errno)
@@ -152,11 +154,11 @@ func (m *mortality) listen() {
 }
 
 // refuses counts a call. Of the writes to one map, such as an attachment's counters, only the first few count.
-func (m *mortality) refuses(n *notification) bool {
+func (m *mortality) refuses(n *notification) unix.Errno {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.fatal == 0 {
-		return false
+		return 0
 	}
 	at, enough := m.mapOf(n), false
 	if at != 0 {
@@ -167,8 +169,11 @@ func (m *mortality) refuses(n *notification) bool {
 	if !enough {
 		m.steps++
 	}
-	m.died = m.died || m.steps >= m.fatal
-	return m.died
+	if enough && m.once || m.steps < m.fatal || m.once && m.died {
+		return 0
+	}
+	m.died = true
+	return m.errno
 }
 
 // mapOf is the file descriptor that an update or a deletion begins with.
@@ -186,16 +191,27 @@ func (m *mortality) mapOf(n *notification) uint64 {
 // until has do live until the fatal step, from 1, and tells whether it got there. What do returns when it did is of no
 // interest.
 func (m *mortality) until(fatal int, do func() error) (died bool, err error) {
+	died, err = m.play(fatal, unix.EIO, false, do)
+	if died {
+		err = nil
+	}
+	return died, err
+}
+
+// without has do live on while the kernel has no memory for one step, and tells whether it got there and what it returned.
+func (m *mortality) without(step int, do func() error) (refused bool, err error) {
+	return m.play(step, unix.ENOMEM, true, do)
+}
+
+func (m *mortality) play(fatal int, errno unix.Errno, once bool, do func() error) (died bool, err error) {
 	m.mu.Lock()
-	m.fatal, m.steps, m.died, m.wrote = fatal, 0, false, make(map[[2]uint64]int)
+	m.fatal, m.errno, m.once = fatal, errno, once
+	m.steps, m.died, m.wrote = 0, false, make(map[[2]uint64]int)
 	m.mu.Unlock()
 	err = do()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	died, m.fatal = m.died, 0
-	if died {
-		err = nil
-	}
 	return died, err
 }
 

@@ -124,7 +124,8 @@ func (d *Datapath) flip(id string, c *policy.Compiled, s *slot, flags uint64) (i
 	a.announce(id, c.Names)
 	unused, a.slot = a.slot, s
 	if err := d.purge(a); err != nil {
-		d.log.Warn("what the policy cuts was not removed", "attachment", id, "err", err)
+		d.log.Warn("what the policy cuts is removed later", "attachment", id, "err", err)
+		a.memory.hurry()
 	}
 	return a.index, unused, nil
 }

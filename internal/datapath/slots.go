@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sync/errgroup"
@@ -132,14 +133,19 @@ func (s *slots) wake() {
 	}
 }
 
+// retryAfter is how long slots wait that the kernel had no memory to empty, or
+// to prepare.
+const retryAfter = time.Second
+
 // run prepares spares and empties slots that have cooled, until ctx is done.
 // Those that it does not get to are found again by the next daemon.
 func (s *slots) run(ctx context.Context) {
 	for {
-		if err := s.prepare(); err != nil {
-			s.log.Warn("policies wait for their rule tables", "err", err)
+		var retry <-chan time.Time
+		if err := errors.Join(s.prepare(), s.reap(ctx)); err != nil {
+			s.log.Warn("rule tables are prepared or freed later", "err", err)
+			retry = time.After(retryAfter)
 		}
-		s.reap(ctx)
 		select {
 		case <-ctx.Done():
 			s.mu.Lock()
@@ -150,30 +156,35 @@ func (s *slots) run(ctx context.Context) {
 			s.spares = nil
 			return
 		case <-s.work:
+		case <-retry:
 		}
 	}
 }
 
-func (s *slots) reap(ctx context.Context) {
+// reap empties what has cooled.
+func (s *slots) reap(ctx context.Context) error {
 	s.mu.Lock()
 	batch := s.cooling
 	s.cooling = nil
 	s.mu.Unlock()
 	if len(batch) == 0 {
-		return
+		return nil
 	}
 	if err := s.grace(); err != nil {
-		s.log.Error("rule tables not freed", "tables", len(batch), "err", err)
-		return
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cooling = append(s.cooling, batch...)
+		return fmt.Errorf("free %d rule tables: %w", len(batch), err)
 	}
 	if err := s.emptyAll(ctx, batch); err != nil {
-		s.log.Error("rule tables not freed", "err", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.spares) < s.wanted {
 		s.wake()
 	}
+	return nil
 }
 
 // grace returns when every packet that was being judged at the call is done: an
@@ -189,7 +200,7 @@ func (s *slots) grace() error {
 }
 
 // emptyAll frees slots, some at once since each waits for RCU. It stops early
-// when ctx is done.
+// when ctx is done. What it cannot empty goes on cooling.
 func (s *slots) emptyAll(ctx context.Context, indexes []uint32) error {
 	errs := make([]error, len(indexes))
 	var g errgroup.Group
@@ -205,6 +216,13 @@ func (s *slots) emptyAll(ctx context.Context, indexes []uint32) error {
 		})
 	}
 	_ = g.Wait() // each error has its place
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, err := range errs {
+		if err != nil {
+			s.cooling = append(s.cooling, indexes[i])
+		}
+	}
 	return errors.Join(errs...)
 }
 

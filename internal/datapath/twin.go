@@ -17,6 +17,9 @@ func (d *Datapath) lead(l leader, h hook, r bpfAttachment, id string) (err error
 		return err
 	}
 	pending := d.pins.pending(id)
+	if err := d.ours.unpin(pending); err != nil { // what the last time could not be removed
+		return errors.Join(err, twin.Close())
+	}
 	if err := os.Mkdir(pending, 0o700); err != nil {
 		return errors.Join(fmt.Errorf("pin directory: %w", err), twin.Close())
 	}
