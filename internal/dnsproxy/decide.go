@@ -127,51 +127,6 @@ func (v *voice) reasonAgainst(name string, d policy.NameDecision) string {
 	return "no rule allows " + cmp.Or(name, ".")
 }
 
-// askRemote has a control plane decide. Addresses that two of them give are
-// those that both give.
-func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (outcome, string) {
-	if s.Remote == nil {
-		return failed, "dns mode proxy without a control plane to ask"
-	}
-	deadline := q.deadline
-	if v.Names.Audit {
-		if soon := time.Now().Add(s.TryTimeout); soon.Before(deadline) {
-			deadline = soon
-		}
-	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	a, err := s.Remote.QueryDNS(ctx, v.ID, q.Name, q.typeName())
-	if err != nil {
-		r.detail = err.Error()
-		return failed, "the control plane did not decide"
-	}
-	if !a.Allow {
-		return refused, "the control plane denies " + q.name
-	}
-	v.reason, v.learns, v.ruled = "the control plane allows it", a.Learn, true
-	v.grant = policy.Grant{Proxy: true}
-	if len(a.Addrs) == 0 {
-		return allowed, ""
-	}
-	for _, addr := range a.Addrs {
-		if !addr.IsValid() || addr.Zone() != "" {
-			return failed, "the control plane gave an address that no answer can hold"
-		}
-		v.given = append(v.given, addr.Unmap())
-	}
-	if v.Names.Audit {
-		return allowed, ""
-	}
-	if !r.given {
-		r.given, r.addrs, r.ttl = true, v.given, a.TTL
-		return allowed, ""
-	}
-	r.addrs = slices.DeleteFunc(slices.Clone(r.addrs), func(addr netip.Addr) bool { return !slices.Contains(v.given, addr) })
-	r.ttl = min(r.ttl, a.TTL)
-	return allowed, ""
-}
-
 // givenAnswer is the message that an upstream with those addresses would send.
 func (r *ruling) givenAnswer(q *query) *dns.Msg {
 	m := q.reply(dns.RcodeSuccess)

@@ -31,6 +31,7 @@ type Server struct {
 	conns   gate // TCP
 	line    *line
 	aside   sync.WaitGroup // queries that wait outside of the line
+	remotes remotes
 
 	// mu guards serving, the number of sockets served. With the last one those to
 	// upstreams end.
