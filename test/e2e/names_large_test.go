@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+
+	"github.com/netfence/netfence/internal/testenv"
+)
+
+// smallMTU is the least that IPv6 may be used with (RFC 8200 section 5).
+const smallMTU = 1280
+
+// TestLargeAnswers: an upstream's datagram that comes in fragments is put together, and what is too large for the way to
+// the workload never leaves in fragments: it is as large as any way takes, or is asked for again over TCP.
+func TestLargeAnswers(t *testing.T) {
+	const server = "198.51.100.61"
+	texts := map[string]int{"fits.example.": 4, "fragments.example.": 7}
+	s := newNamed(t, testenv.VethDevice, testenv.Zone{})
+	serveLies(t, s.Outside, server, func(query *dns.Msg, send func(*dns.Msg)) {
+		reply := new(dns.Msg).SetReply(query)
+		reply.Compress = true
+		for i := range texts[strings.ToLower(query.Question[0].Name)] {
+			header := dns.RR_Header{Name: query.Question[0].Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 60}
+			reply.Answer = append(reply.Answer, &dns.TXT{Hdr: header, Txt: []string{fmt.Sprint(i) + strings.Repeat("x", 249)}})
+		}
+		send(reply)
+	})
+	setMTU(t, s.Host, s.Link)
+	setMTU(t, s.Workload, "eth0")
+	s.Policy(t, "names.yaml", allowing("*.example")+"  forward: [{zone: example, to: ["+server+"]}]\n")
+	s.Start(t)
+	before := reassembled(t, s.Host)
+	s.both(t, func(t *testing.T, p place, _ string) {
+		for _, at := range []string{public, public6} {
+			for name, n := range texts {
+				for _, args := range [][]string{{"+ignore"}, {}, {"+tcp"}} {
+					a := p.sections(t, at, append([]string{name, "TXT", "+bufsize=4096"}, args...))
+					_, flags, _ := strings.Cut(a.text, "flags:")
+					flags, _, _ = strings.Cut(flags, ";")
+					cut := name != "fits.example." && slices.Equal(args, []string{"+ignore"})
+					if a.status != "NOERROR" || slices.Contains(strings.Fields(flags), "tc") != cut || !cut && len(a.records) != n {
+						t.Errorf("%s at %s, %s: %d records\n%s", name, at, args, len(a.records), a.text)
+					}
+				}
+			}
+		}
+	})
+	if reassembled(t, s.Host) == before {
+		t.Error("no datagram came in fragments")
+	}
+	if n := s.Others[0].Asked(nil) + s.Others[1].Asked(nil); n != 0 {
+		t.Errorf("another resolver was asked %d times", n)
+	}
+}
+
+func setMTU(t *testing.T, ns *testenv.NS, name string) {
+	t.Helper()
+	var err error
+	ns.Do(func() {
+		var link netlink.Link
+		if link, err = netlink.LinkByName(name); err == nil {
+			err = netlink.LinkSetMTU(link, smallMTU)
+		}
+	})
+	if err != nil {
+		t.Fatalf("MTU of %s: %v", name, err)
+	}
+}
+
+// reassembled counts the IPv4 datagrams that came to a namespace in fragments and were put together.
+func reassembled(t *testing.T, ns *testenv.NS) int {
+	t.Helper()
+	var text []byte
+	var err error
+	ns.Do(func() { text, err = os.ReadFile("/proc/thread-self/net/snmp") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names, values []string
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "Ip:"); ok {
+			names, values = values, strings.Fields(rest)
+		}
+	}
+	n, err := strconv.Atoi(values[slices.Index(names, "ReasmOKs")])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
