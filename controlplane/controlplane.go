@@ -48,7 +48,7 @@ type Options struct {
 	// DNS decides the queries of attachments with dns.mode proxy. Nil: every query fails there.
 	DNS func(ctx context.Context, q Query) (Answer, error)
 	// Authorize admits a daemon, or refuses it: a status error of gRPC goes out as it is, any other as PERMISSION_DENIED.
-	// It also sees each Query. Nil: whoever reaches the server is the daemon that it says it is.
+	// It also sees each Query, and is asked again by Reauthorize. Nil: whoever reaches the server is the daemon that it says it is.
 	Authorize func(ctx context.Context, p Peer) error
 
 	OnConnect    func(d Daemon)                 // a daemon's stream stands
@@ -78,6 +78,7 @@ type ControlPlane struct {
 	log       *slog.Logger
 	documents library
 	sequence  atomic.Uint64 // of the latest Refresh or Set
+	index     index
 
 	// mu guards what follows. Lock order: ControlPlane.mu before daemon.mu. Neither is held while a function of the
 	// user's runs or a message is sent.
@@ -110,6 +111,7 @@ func New(opts Options) (*ControlPlane, error) {
 		daemons: make(map[string]*daemon),
 		own:     make(map[string]*policy.Policy),
 		streams: make(map[*stream]struct{}),
+		index:   index{kept: opts.DNS != nil, daemons: make(map[string][]*daemon)},
 	}, nil
 }
 

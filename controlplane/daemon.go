@@ -253,6 +253,7 @@ func (d *daemon) add(m told) (_ *attachment, known bool) {
 	} else {
 		a = &attachment{id: m.GetId()}
 		d.attachments[a.id] = a
+		d.plane.index.add(a.id, d)
 		d.bytes += a.size()
 	}
 	a.absent, a.pending = false, false
@@ -263,8 +264,10 @@ func (d *daemon) add(m told) (_ *attachment, known bool) {
 	return a, known
 }
 
-// describes takes what the daemon says of an attachment beside its policy.
+// describes takes what the daemon says of an attachment beside its policy. What was decided for other metadata is not
+// decided for these.
 func (d *daemon) describes(a *attachment, m told) {
+	a.decided = a.decided && a.labels.equal(m.GetMetadata())
 	d.bytes -= a.size()
 	a.target, a.kind, a.labels, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), newLabels(m.GetMetadata()), m.GetDnsAddress()
 	d.bytes += a.size()
@@ -273,6 +276,7 @@ func (d *daemon) describes(a *attachment, m told) {
 // remove forgets an attachment.
 func (d *daemon) remove(a *attachment) {
 	delete(d.attachments, a.id)
+	d.plane.index.remove(a.id, d)
 	d.bytes -= a.size()
 	d.wants(a, nil)
 	d.named.leave(a)
@@ -348,6 +352,7 @@ func (c *ControlPlane) forget(d *daemon) {
 	delete(c.daemons, d.id)
 	for _, a := range d.attachments {
 		a.gone = true
+		c.index.remove(a.id, d)
 		delete(c.own, a.id)
 	}
 	d.tell()

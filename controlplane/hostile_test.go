@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -230,4 +231,30 @@ func FuzzEvents(f *testing.F) {
 		}
 		server.Connect(t, controlplanetest.Config{ID: "d"}).Attach(t, "/a", named("a"))
 	})
+}
+
+// Who was admitted and is not any more has his stream ended; the others keep theirs.
+func TestReauthorize(t *testing.T) {
+	var taken atomic.Bool
+	plane, server := serve(t, controlplane.Options{Authorize: func(_ context.Context, p controlplane.Peer) error {
+		if taken.Load() && p.DaemonID == "a" {
+			return errors.New("taken back")
+		}
+		return nil
+	}})
+	a, b := server.Connect(t, controlplanetest.Config{ID: "a"}), server.Connect(t, controlplanetest.Config{ID: "b"})
+	plane.Reauthorize(t.Context())
+	taken.Store(true)
+	plane.Reauthorize(t.Context())
+	if err := a.Ended(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "taken back") {
+		t.Errorf("ended with %v", err)
+	}
+	if err := a.Reconnect(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("came back: %v", err)
+	}
+	connected(t, plane, "a", false)
+	if d := connected(t, plane, "b", true); d.Err != nil {
+		t.Errorf("b: %+v", d)
+	}
+	b.Disconnect()
 }

@@ -26,6 +26,11 @@ func (l labels) metadata() map[string]string {
 	return m
 }
 
+// equal tells whether they are these, and no others.
+func (l labels) equal(metadata map[string]string) bool {
+	return len(l) == len(metadata) && l.match(metadata)
+}
+
 // match tells whether all of want are among them.
 func (l labels) match(want map[string]string) bool {
 	found := 0

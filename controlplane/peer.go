@@ -6,11 +6,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
-	"math"
-	"net/netip"
+	"maps"
+	"slices"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -86,19 +84,23 @@ func (c *ControlPlane) authorize(ctx context.Context, p Peer) error {
 	return status.Error(codes.PermissionDenied, err.Error())
 }
 
-// Query is a DNS query of an attachment with dns.mode proxy.
-type Query struct {
-	Attachment Attachment
-	Name       string // as asked, with its final dot
-	Type       string // "A", "AAAA", …
-}
-
-// Answer is the decision on a query. The zero value refuses the name.
-type Answer struct {
-	Allow bool
-	Learn bool          // the addresses of the answer may be reached, for its TTL
-	Addrs []netip.Addr  // to answer with; none: the daemon asks upstream
-	TTL   time.Duration // of Addrs, in whole seconds
+// Reauthorize asks Options.Authorize again about every daemon that has a stream, and ends the streams of those that it
+// refuses: a credential may have been taken back since. What is in force at them stays.
+func (c *ControlPlane) Reauthorize(ctx context.Context) {
+	c.mu.RLock()
+	streams := slices.Collect(maps.Keys(c.streams))
+	c.mu.RUnlock()
+	for _, s := range streams {
+		select {
+		case <-s.ready:
+		default:
+			continue // it has yet to be asked for the first time, or is being asked
+		}
+		if err := c.authorize(ctx, s.peer); err != nil && ctx.Err() == nil {
+			c.log.Warn("daemon refused; its stream is ended", "daemon", s.peer.DaemonID, "address", s.peer.Address, "err", err)
+			s.end(err)
+		}
+	}
 }
 
 // service is what gRPC sees of a ControlPlane.
@@ -108,52 +110,3 @@ type service struct {
 }
 
 func (s *service) Connect(stream connectStream) error { return s.plane.connect(stream) }
-
-func (s *service) QueryDns(ctx context.Context, request *netfencev1.DnsQueryRequest) (*netfencev1.DnsQueryResponse, error) {
-	c := s.plane
-	if c.opts.DNS == nil {
-		return nil, status.Error(codes.Unimplemented, "this control plane decides no DNS queries")
-	}
-	caller := caller(ctx)
-	a, ok := c.find(request.GetId(), caller.Address)
-	if !ok {
-		return nil, status.Error(codes.NotFound, "no attachment of that id")
-	}
-	caller.DaemonID = a.DaemonID
-	if err := c.authorize(ctx, caller); err != nil {
-		return nil, err
-	}
-	answer, err := c.opts.DNS(ctx, Query{Attachment: a, Name: request.GetDomain(), Type: request.GetQueryType()})
-	if err != nil {
-		return nil, fmt.Errorf("query %s %s: %w", request.GetDomain(), request.GetQueryType(), err)
-	}
-	response := &netfencev1.DnsQueryResponse{
-		Allow: answer.Allow, AddToFilter: answer.Learn, TtlSeconds: uint32(min(max(answer.TTL/time.Second, 0), math.MaxInt32)),
-	}
-	for _, addr := range answer.Addrs {
-		response.Ips = append(response.Ips, addr.String())
-	}
-	return response, nil
-}
-
-// find looks for the attachment that asks: first at the daemon of the same connection.
-func (c *ControlPlane) find(id, address string) (Attachment, bool) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	for pass := range 2 {
-		for _, d := range c.daemons {
-			d.mu.Lock()
-			if d.stream == nil || (d.stream.peer.Address == address) != (pass == 0) {
-				d.mu.Unlock()
-				continue
-			}
-			if a := d.attachments[id]; a != nil && !a.absent {
-				view := d.view(a)
-				d.mu.Unlock()
-				return view, true
-			}
-			d.mu.Unlock()
-		}
-	}
-	return Attachment{}, false
-}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/controlplane/controlplanetest"
 	"github.com/netfence/netfence/policy"
@@ -151,7 +152,7 @@ func TestTooLargeACommand(t *testing.T) {
 func TestAuthorize(t *testing.T) {
 	var by decisions
 	by.set("a", allow("10.1.0.0/16"))
-	_, server := serve(t, controlplane.Options{
+	plane, server := serve(t, controlplane.Options{
 		Policy: by.policy,
 		DNS: func(_ context.Context, q controlplane.Query) (controlplane.Answer, error) {
 			return controlplane.Answer{Allow: q.Name == "pypi.org." && q.Attachment.DaemonID == "d", TTL: time.Minute}, nil
@@ -174,6 +175,20 @@ func TestAuthorize(t *testing.T) {
 	}
 	if _, err := other.Query(t.Context(), id, "pypi.org.", "A"); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("another daemon asks for d's attachment: %v", err)
+	}
+	// Another daemon that claims the id too asks for itself, and does not stand in the way.
+	claims := server.Connect(t, controlplanetest.Config{ID: "e", Token: "secret of e"})
+	attached := &netfencev1.DaemonEvent{Event: &netfencev1.DaemonEvent_Subscribed{Subscribed: &netfencev1.Subscribed{Id: id, Target: "/claimed"}}}
+	claims.Tell(attached)
+	for end := time.Now().Add(controlplanetest.Patience); len(slices.Collect(plane.Attachments(controlplane.Selector{ID: id}))) < 2; time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
+		if time.Now().After(end) {
+			t.Fatal("the claim was not heard")
+		}
+	}
+	for range 10 {
+		if answer, err := d.Query(t.Context(), id, "pypi.org.", "A"); err != nil || !answer.GetAllow() {
+			t.Errorf("query of the one: %v, %v", answer, err)
+		}
 	}
 	if _, err := d.Query(t.Context(), "nobody's", "pypi.org.", "A"); status.Code(err) != codes.NotFound {
 		t.Errorf("query of an unknown id: %v", err)
