@@ -22,6 +22,17 @@ type Conn interface {
 	io.Closer
 }
 
+// standing is a Conn that may be asked whether the server is still one to talk to.
+type standing interface{ Revoked() error }
+
+// revocable is a connection that a revocation list may end.
+type revocable struct {
+	*grpc.ClientConn
+	revoked func() error
+}
+
+func (c revocable) Revoked() error { return c.revoked() }
+
 // A stock gRPC server counts a ping more often than every five minutes as abuse and ends the
 // connection after two (grpc.io, keepalive EnforcementPolicy.MinTime). A dead peer is noticed sooner
 // all the same: with keepalive on, grpc-go sets TCP_USER_TIMEOUT to keepaliveTimeout, and a heartbeat
@@ -33,8 +44,9 @@ const (
 
 // Dialer connects to a server at host:port, or another target of gRPC's.
 type Dialer struct {
-	// Credentials are asked for before each connection: files may have been replaced since.
-	Credentials func(address string) (credentials.TransportCredentials, error)
+	// Credentials are asked for before each connection: files may have been replaced since. revoked is asked while it
+	// stands, and may be nil.
+	Credentials func(address string) (_ credentials.TransportCredentials, revoked func() error, err error)
 	// TokenFile holds a bearer token, read for each call. Empty: none is sent.
 	TokenFile string
 	Options   []grpc.DialOption
@@ -42,7 +54,7 @@ type Dialer struct {
 
 // Dial is for Options.Dial.
 func (d Dialer) Dial(_ context.Context, address string) (Conn, error) {
-	creds, err := d.Credentials(address)
+	creds, revoked, err := d.Credentials(address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
 	}
@@ -59,6 +71,9 @@ func (d Dialer) Dial(_ context.Context, address string) (Conn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
+	if revoked != nil {
+		return revocable{conn, revoked}, nil
 	}
 	return conn, nil
 }

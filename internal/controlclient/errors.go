@@ -35,6 +35,9 @@ func Plain(err error) string {
 	if _, cause, dialled := strings.Cut(text, "transport: Error while dialing: "); dialled {
 		text = strings.TrimSuffix(cause, `"`)
 	}
+	if i := strings.Index(text, "remote error: tls: "); i >= 0 {
+		text = strings.TrimSuffix(text[i:], `"`) + " (the control plane refuses this daemon's certificate; its log says why)"
+	}
 	return text
 }
 

@@ -256,7 +256,9 @@ func TestSyncAckMayComeLate(t *testing.T) {
 	})
 }
 
-var plaintext = Dialer{Credentials: func(string) (credentials.TransportCredentials, error) { return insecure.NewCredentials(), nil }}
+var plaintext = Dialer{Credentials: func(string) (credentials.TransportCredentials, func() error, error) {
+	return insecure.NewCredentials(), nil, nil
+}}
 
 // TestDialOverTCP is the one test with a real socket and a real clock.
 func TestDialOverTCP(t *testing.T) {
@@ -295,7 +297,9 @@ func TestDialRefuses(t *testing.T) {
 	if _, err := plaintext.Dial(t.Context(), "\x00"); err == nil {
 		t.Error("dialled nonsense")
 	}
-	broken := Dialer{Credentials: func(string) (credentials.TransportCredentials, error) { return nil, errors.New("no such file") }}
+	broken := Dialer{Credentials: func(string) (credentials.TransportCredentials, func() error, error) {
+		return nil, nil, errors.New("no such file")
+	}}
 	if _, err := broken.Dial(t.Context(), "a:1"); err == nil || err.Error() != "dial a:1: no such file" {
 		t.Error(err)
 	}

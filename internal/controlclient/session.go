@@ -23,6 +23,8 @@ const (
 	sendTimeout = time.Minute
 	// drainTimeout is how long a stream that was told to go away may take to finish what it holds.
 	drainTimeout = 5 * time.Second
+	// revokedEvery is how long a stream may stand after the server's certificate was revoked.
+	revokedEvery = 5 * time.Second
 	// maxAway is the longest a control plane can send us away: attaches fail meanwhile.
 	maxAway = 10 * time.Minute
 )
@@ -109,7 +111,27 @@ func (s *session) run(ctx context.Context) error {
 	}
 	tellers.Go(func() { s.announcer(ctx) })
 	tellers.Go(func() { s.heartbeats(ctx) })
+	if conn, ok := s.conn.(standing); ok {
+		tellers.Go(func() { s.watchRevoked(ctx, conn) })
+	}
 	return s.receive(ctx)
+}
+
+// watchRevoked ends the stream when the server's certificate is revoked by now.
+func (s *session) watchRevoked(ctx context.Context, conn standing) {
+	ticker := time.NewTicker(revokedEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if err := conn.Revoked(); err != nil {
+				s.cancel(err)
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // receive takes one command at a time; it holds the next one back while those before it take up the

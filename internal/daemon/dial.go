@@ -26,19 +26,19 @@ func dialer(c config.ControlPlane, kernel *datapath.Datapath) controlclient.Dial
 		Options: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return exempt.DialContext(ctx, "tcp", address)
 		})},
-		Credentials: func(address string) (credentials.TransportCredentials, error) {
+		Credentials: func(address string) (credentials.TransportCredentials, func() error, error) {
 			if !c.Encrypted() {
-				return insecure.NewCredentials(), nil
+				return insecure.NewCredentials(), nil, nil
 			}
 			peer := pki.Peer{Name: c.TLS.ServerName, SPIFFEID: c.TLS.SPIFFEID}
 			if host, _, err := net.SplitHostPort(address); err == nil && peer == (pki.Peer{}) {
 				peer.Name = host
 			}
-			config, err := files.Client(peer)
+			config, connection, err := files.Client(peer)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			return credentials.NewTLS(config), nil
+			return credentials.NewTLS(config), connection.Revoked, nil
 		},
 	}
 }

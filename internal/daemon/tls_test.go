@@ -153,7 +153,13 @@ func TestControlPlaneByTLS(t *testing.T) {
 		t.Errorf("connected to %s, want %s", got, addresses[1])
 	}
 
-	// Each of these is said, and mended under the daemon that said it. A stream that is there is not ended by a file.
+	// A stream that stands ends when the server's certificate is revoked.
+	ours.Revoke(t, dir, "crl.pem", time.Now().Add(time.Hour), server.Serial)
+	i.becomes(t, "a server that is revoked while a stream stands", "the certificate of CN=control, serial number "+server.Serial.String()+", was revoked at")
+	ours.Revoke(t, dir, "crl.pem", time.Now().Add(time.Hour))
+	i.becomes(t, "connected again", "")
+
+	// Each of these is said, and mended under the daemon that said it. What is wrong with a file alone ends no stream.
 	certificate, key, list := keep(server.Cert), keep(server.Key), keep(crl)
 	own, ownKey := keep(daemon.Cert), keep(daemon.Key)
 	for _, tt := range []struct {

@@ -57,6 +57,9 @@ func TestCredentialsAreApart(t *testing.T) {
 	})
 
 	s.write("daemons", "# nobody\n")
+	if err := d.Ended(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("the stream whose token was taken back ended with %v", err)
+	}
 	eventually(t, "a token that was taken back is refused", func() bool {
 		again := controlplanetest.New(conn, controlplanetest.Config{ID: "host-1", Token: token})
 		defer again.Disconnect()

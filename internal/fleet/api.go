@@ -16,6 +16,7 @@ import (
 
 	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/internal/folder"
+	"github.com/netfence/netfence/internal/pki"
 )
 
 // openAPI describes the routes; a test holds the two together.
@@ -40,8 +41,9 @@ type api struct {
 	audit    *audit
 	counters *counters
 	registry *prometheus.Registry
-	admins   *files[tokens] // nil: none
-	daemons  *files[tokens] // whose tokens are good for nothing here; nil: none
+	admins   *files[tokens]    // nil: none
+	daemons  *files[tokens]    // whose tokens are good for nothing here; nil: none
+	lists    func() *pki.Lists // of revoked certificates; nil: none
 	log      *slog.Logger
 }
 
@@ -91,6 +93,11 @@ func (a *api) handler() http.Handler {
 func (a *api) admit(r *http.Request, needs access) (string, error) {
 	if needs == free {
 		return "", nil
+	}
+	if a.lists != nil && r.TLS != nil { // the connection may be older than the list
+		if err := a.lists().Revoked(r.TLS.VerifiedChains); err != nil {
+			return "", &httpError{http.StatusUnauthorized, err.Error()}
+		}
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if token = strings.TrimSpace(token); !strings.EqualFold(scheme, "bearer") || token == "" {

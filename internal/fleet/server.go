@@ -33,6 +33,8 @@ const (
 	// drainTimeout is what the daemons have to answer what was sent to them when the server stops.
 	drainTimeout = 10 * time.Second
 	stopTimeout  = time.Second
+	// reauthorizeEvery is how long a stream may stand after its credentials were taken back, beside rotation.
+	reauthorizeEvery = 5 * time.Second
 )
 
 // Server is a server whose ports are open.
@@ -89,7 +91,8 @@ func Open(c *Config, version string, log *slog.Logger) (*Server, error) {
 // decide sets up what decides, and who is told.
 func (s *Server) decide(c *Config, g *gate, a *api) error {
 	options := folder.Options{
-		Dir: c.Policies.Dir, Default: c.DefaultPolicy, MaxCommandBytes: maxCommandBytes, Log: s.log,
+		ProxyNeeds: "a control plane that decides queries, which netfence-control does not (see docs/control-plane.md, Options.DNS)",
+		Dir:        c.Policies.Dir, Default: c.DefaultPolicy, MaxCommandBytes: maxCommandBytes, Log: s.log,
 		Changed: func(changes []folder.Change) {
 			s.plane.Refresh(controlplane.Selector{})
 			a.seen(changes)
@@ -162,10 +165,11 @@ func (a *api) refused(at controlplane.Attachment, r controlplane.Refusal) {
 func (s *Server) listen(c *Config, g *gate, a *api) error {
 	options := controlplane.ServerOptions()
 	if c.TLS.on() {
-		config, err := c.TLS.server(s.log, g.tokens == nil, "h2")
+		config, lists, err := c.TLS.server(s.log, g.tokens == nil, "h2")
 		if err != nil {
 			return fmt.Errorf("tls: %w", err)
 		}
+		g.lists = lists
 		options = append(options, grpc.Creds(&handshakes{credentials.NewTLS(config), s.log, a.counters}))
 	}
 	s.grpc = grpc.NewServer(append(options, grpc.WaitForHandlers(true))...)
@@ -178,7 +182,7 @@ func (s *Server) listen(c *Config, g *gate, a *api) error {
 	}
 	if c.API.TLS.on() {
 		var err error
-		if s.http.TLSConfig, err = c.API.TLS.server(s.log, true, "h2", "http/1.1"); err != nil {
+		if s.http.TLSConfig, a.lists, err = c.API.TLS.server(s.log, true, "h2", "http/1.1"); err != nil {
 			return fmt.Errorf("api.tls: %w", err)
 		}
 	}
@@ -216,6 +220,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer unfollow()
 	var running sync.WaitGroup
 	running.Go(func() { s.store.run(following, s.source) })
+	running.Go(func() { s.reauthorize(following) })
 	failed := make(chan error, 2)
 	running.Go(func() { failed <- s.grpc.Serve(s.daemons) })
 	running.Go(func() { failed <- s.serveAPI() })
@@ -228,6 +233,20 @@ func (s *Server) Serve(ctx context.Context) error {
 	unfollow()
 	running.Wait()
 	return err
+}
+
+// reauthorize ends streams whose certificate or token was taken back while they stood.
+func (s *Server) reauthorize(ctx context.Context) {
+	again := time.NewTicker(reauthorizeEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			s.plane.Reauthorize(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (s *Server) serveAPI() error {

@@ -5,20 +5,28 @@ package fleet
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/netfence/netfence/internal/pki"
 )
 
+// listening is a listener's configuration as its files have it.
+type listening struct {
+	*tls.Config
+	lists *pki.Lists // nil: nothing is revoked
+}
+
 // server makes the configuration of a listener, whose files are read again when they are rotated. Clients must show a
-// certificate, or may do so when they can prove themselves otherwise.
-func (t *TLS) server(log *slog.Logger, mustShow bool, protocols ...string) (*tls.Config, error) {
+// certificate, or may do so when they can prove themselves otherwise. Lists are the revocation lists as they are when it is called.
+func (t *TLS) server(log *slog.Logger, mustShow bool, protocols ...string) (_ *tls.Config, lists func() *pki.Lists, err error) {
 	paths := []string{t.CertFile, t.KeyFile}
 	if t.ClientCAFile != "" {
 		paths = append(paths, t.ClientCAFile)
@@ -26,12 +34,16 @@ func (t *TLS) server(log *slog.Logger, mustShow bool, protocols ...string) (*tls
 	if t.CRLFile != "" {
 		paths = append(paths, t.CRLFile)
 	}
-	loaded, err := open(log, func(contents [][]byte) (*tls.Config, error) {
+	loaded, err := open(log, func(contents [][]byte) (listening, error) {
 		certificate, err := tls.X509KeyPair(contents[0], contents[1])
 		if err != nil {
-			return nil, fmt.Errorf("%s: %v", t.CertFile, err)
+			return listening{}, fmt.Errorf("%s: %v", t.CertFile, err)
 		}
-		c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, Certificates: []tls.Certificate{certificate}}
+		c := listening{Config: &tls.Config{
+			MinVersion: tls.VersionTLS13, NextProtos: protocols, Certificates: []tls.Certificate{certificate},
+			// A resumed session would not be verified again.
+			SessionTicketsDisabled: true,
+		}}
 		if t.ClientCAFile == "" {
 			return c, nil
 		}
@@ -41,56 +53,29 @@ func (t *TLS) server(log *slog.Logger, mustShow bool, protocols ...string) (*tls
 		}
 		c.ClientCAs = x509.NewCertPool()
 		if !c.ClientCAs.AppendCertsFromPEM(contents[2]) {
-			return nil, fmt.Errorf("%s: holds no certificate", t.ClientCAFile)
+			return listening{}, fmt.Errorf("%s: holds no certificate", t.ClientCAFile)
 		}
 		if t.CRLFile == "" {
 			return c, nil
 		}
-		list, err := revocations(contents[3])
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", t.CRLFile, err)
+		if c.lists, err = pki.ParseLists(t.CRLFile, contents[3]); err != nil {
+			return listening{}, fmt.Errorf("crl_file: %w", err)
 		}
-		c.VerifyConnection = func(state tls.ConnectionState) error { return revoked(list, state, time.Now()) }
+		c.VerifyConnection = func(state tls.ConnectionState) error {
+			if len(state.VerifiedChains) == 0 {
+				return nil // it showed none
+			}
+			return c.lists.Check(state.VerifiedChains)
+		}
 		return c, nil
 	}, paths...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: protocols,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return loaded.get(), nil },
-	}, nil
-}
-
-func revocations(data []byte) (*x509.RevocationList, error) {
-	if block, _ := pem.Decode(data); block != nil {
-		data = block.Bytes
-	}
-	list, err := x509.ParseRevocationList(data)
-	if err != nil {
-		return nil, fmt.Errorf("not a revocation list: %v", err)
-	}
-	return list, nil
-}
-
-// revoked judges the client's certificate. A list that is not its issuer's, or out of date, says nothing about it: refused.
-func revoked(list *x509.RevocationList, state tls.ConnectionState, now time.Time) error {
-	if len(state.VerifiedChains) == 0 {
-		return nil // it showed none
-	}
-	chain := state.VerifiedChains[0]
-	if len(chain) < 2 || list.CheckSignatureFrom(chain[1]) != nil {
-		return errors.New("crl_file is not of the issuer of the client's certificate")
-	}
-	if !list.NextUpdate.IsZero() && now.After(list.NextUpdate) {
-		return fmt.Errorf("crl_file is out of date since %s", list.NextUpdate.UTC().Format(time.RFC3339))
-	}
-	for _, entry := range list.RevokedCertificateEntries {
-		if entry.SerialNumber.Cmp(chain[0].SerialNumber) == 0 {
-			return fmt.Errorf("the client's certificate %s is revoked", chain[0].SerialNumber)
-		}
-	}
-	return nil
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return loaded.get().Config, nil },
+	}, func() *pki.Lists { return loaded.get().lists }, nil
 }
 
 // handshakes tells of those that fail: what the client hears of it is often no more than that the connection broke.
@@ -101,12 +86,50 @@ type handshakes struct {
 }
 
 func (h *handshakes) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := h.TransportCredentials.ServerHandshake(raw)
-	if err != nil && !errors.Is(err, io.EOF) { // who says nothing is a load balancer that looks
+	shaking := &unclosed{Conn: raw}
+	conn, info, err := h.TransportCredentials.ServerHandshake(shaking)
+	shaking.over.Store(true)
+	var told *net.OpError
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF): // who says nothing is a load balancer that looks
+	case errors.As(err, &told) && told.Op == "remote error":
+		h.counters.denied.Inc()
+		h.log.Warn("daemon refuses this server's certificate", "address", raw.RemoteAddr().String(), "err", err)
+	default:
 		h.counters.denied.Inc()
 		h.log.Warn("daemon refused", "address", raw.RemoteAddr().String(), "err", err)
+		linger(raw)
 	}
 	return conn, info, err
+}
+
+// unclosed is a connection that is not closed before its handshake is over, whoever gives it up in the midst of it.
+type unclosed struct {
+	net.Conn
+	over atomic.Bool
+}
+
+func (c *unclosed) Close() error {
+	if !c.over.Load() {
+		return nil
+	}
+	return c.Conn.Close()
+}
+
+const (
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
+)
+
+// linger has the client hear why it was refused. It has begun to talk already, as the handshake of TLS 1.3 is over for it
+// before its certificate was looked at: to close a connection with something unread resets it, and the alert is lost.
+func linger(raw net.Conn) {
+	half, ok := raw.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || raw.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, raw, lingerBytes) // whatever it says, it is refused
 }
 
 func (h *handshakes) Clone() credentials.TransportCredentials {

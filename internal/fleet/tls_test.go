@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -123,6 +124,26 @@ func (a *authority) revoke(until time.Time, serials ...int64) string {
 	return block("X509 CRL", der)
 }
 
+// ask asks the API over a client's connection.
+func (s *served) ask(client *http.Client) (code int, text string) {
+	s.t.Helper()
+	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, "https://"+s.APIAddress()+"/v1/daemons", http.NoBody)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+s.admin)
+	answered, err := client.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer answered.Body.Close()
+	body, err := io.ReadAll(answered.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answered.StatusCode, string(body)
+}
+
 // TestCertificates: a daemon is who its certificate says, as long as it is good; the server's own is taken anew when it
 // was rotated.
 func TestCertificates(t *testing.T) {
@@ -140,7 +161,7 @@ func TestCertificates(t *testing.T) {
 	s := serve(t, `
 tls: {cert_file: "{dir}/cert", key_file: "{dir}/key", client_ca_file: "{dir}/ca", crl_file: "{dir}/crl"}
 daemons: {names: ["spiffe://example.org/netfenced/{daemon_id}"]}
-api: {listen: "127.0.0.1:0", tokens_file: "{dir}/admins", tls: {cert_file: "{dir}/cert", key_file: "{dir}/key", client_ca_file: "{dir}/ca"}}`,
+api: {listen: "127.0.0.1:0", tokens_file: "{dir}/admins", tls: {cert_file: "{dir}/cert", key_file: "{dir}/key", client_ca_file: "{dir}/ca", crl_file: "{dir}/crl"}}`,
 		func(dir string) {
 			cert, key := ca.issue("control.example")
 			put(dir, map[string]string{"cert": cert, "key": key, "ca": ca.pem(), "crl": ca.revoke(time.Now().Add(time.Hour))})
@@ -182,11 +203,25 @@ api: {listen: "127.0.0.1:0", tokens_file: "{dir}/admins", tls: {cert_file: "{dir
 		eventually(t, "the log says "+refused.says, func() bool { return strings.Contains(s.log.String(), refused.says) })
 	}
 
-	s.write("crl", ca.revoke(time.Now().Add(time.Hour), revokedSerial))
+	// What stands when a certificate is revoked is ended: a stream, and an administrator's connection.
+	standing := controlplanetest.Connect(t, s.dial(ca.client(host2, key2)), controlplanetest.Config{ID: "host-2"})
+	alice, aliceKey := ca.issue("alice.example")
+	kept := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.client(alice, aliceKey), MaxConnsPerHost: 1}}
+	defer kept.CloseIdleConnections()
+	if code, text := s.ask(kept); code != http.StatusOK {
+		t.Errorf("an administrator's certificate: %d %s", code, text)
+	}
+	s.write("crl", ca.revoke(time.Now().Add(time.Hour), revokedSerial, ca.serial))
+	if err := standing.Ended(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "was revoked at") {
+		t.Errorf("a stream whose certificate was revoked ended with %v", err)
+	}
+	if code, text := s.ask(kept); code != http.StatusUnauthorized || !strings.Contains(text, "was revoked at") {
+		t.Errorf("an administrator's certificate that was revoked: %d %s", code, text)
+	}
 	eventually(t, "the revoked certificate is refused", func() bool {
 		return connect("host-2", ca.client(host2, key2)) != nil
 	})
-	eventually(t, "the log says so", func() bool { return strings.Contains(s.log.String(), "is revoked") })
+	eventually(t, "the log says so", func() bool { return strings.Contains(s.log.String(), "its stream is ended") })
 	if err := connect("host-1", ca.client(host1, key1)); err != nil {
 		t.Errorf("one that is not revoked: %v", err)
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/netfence/netfence/controlplane"
+	"github.com/netfence/netfence/internal/pki"
 )
 
 // holder is who has a token.
@@ -122,10 +123,16 @@ type gate struct {
 	open   bool
 	tokens *files[tokens] // nil: none
 	names  []string
+	lists  func() *pki.Lists // of revoked certificates; nil: none
 }
 
 // authorize is controlplane.Options.Authorize.
 func (g *gate) authorize(_ context.Context, p controlplane.Peer) error {
+	if g.lists != nil && p.TLS != nil {
+		if err := g.lists().Revoked(p.TLS.VerifiedChains); err != nil {
+			return status.Error(codes.Unauthenticated, err.Error())
+		}
+	}
 	if g.open {
 		return nil
 	}

@@ -117,7 +117,7 @@ type decision struct {
 // keep the last good state.
 func newDecision(source string, p *policy.Policy, opts *Options) (decision, error) {
 	if p.DNS.Mode == policy.DNSProxy {
-		return decision{}, errors.New("dns.mode proxy needs a remote control plane (control_plane.url: host:port)")
+		return decision{}, errors.New("dns.mode proxy needs " + opts.ProxyNeeds)
 	}
 	if err := p.Validate(opts.Limits); err != nil {
 		return decision{}, err

@@ -33,6 +33,8 @@ type Options struct {
 	MaxCommandBytes int
 	Limits          policy.Limits
 	Guard           *policy.Guard
+	// ProxyNeeds is what dns.mode proxy would take, which is refused; empty: what a daemon would take.
+	ProxyNeeds string
 	// Changed is called after files have changed, with what changed about them. Decisions may be others now.
 	Changed func([]Change)
 	Log     *slog.Logger // nil: slog.Default
@@ -59,6 +61,9 @@ type Source struct {
 func NewSource(opts Options) (*Source, error) {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
+	}
+	if opts.ProxyNeeds == "" {
+		opts.ProxyNeeds = "a remote control plane (control_plane.url: host:port)"
 	}
 	if opts.Files == nil {
 		dir, err := filepath.Abs(opts.Dir)

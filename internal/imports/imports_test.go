@@ -48,7 +48,7 @@ var table = map[string][]string{
 	"internal/localapi":             {api, "policy", "internal/wire", "internal/state", "internal/target", "internal/events"},
 	"internal/controlclient":        {api, "policy", "internal/wire", "internal/state", "internal/target"},
 	"internal/folder":               {"policy", "internal/policyfile", "internal/wire", "controlplane"},
-	"internal/fleet":                {"policy", "controlplane", "internal/folder"},
+	"internal/fleet":                {"policy", "controlplane", "internal/folder", "internal/pki"},
 	"internal/cli":                  {api, "policy", "internal/policyfile", "internal/wire", "internal/config", "internal/run"},
 }
 

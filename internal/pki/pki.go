@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 )
 
 // Files are PEM. An empty name is none.
@@ -26,23 +27,61 @@ type Peer struct {
 	SPIFFEID string // the URI in its certificate
 }
 
-// Client reads the files and returns the configuration of one connection to peer.
-func (f Files) Client(peer Peer) (*tls.Config, error) {
+// Connection is one that may be asked for again while it stands.
+type Connection struct {
+	crl string
+
+	mu     sync.Mutex
+	chains [][]*x509.Certificate // of the server, as they were verified
+}
+
+// Revoked reads the revocation lists again, and tells whether the server's certificate is revoked by now. A file that cannot
+// be read says nothing of it; it will of the next connection.
+func (c *Connection) Revoked() error {
+	if c.crl == "" {
+		return nil
+	}
+	lists, err := ReadLists(c.crl)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return lists.Revoked(c.chains)
+}
+
+// verified notes the chains of the handshake if it has gone well.
+func (c *Connection) verified(chains [][]*x509.Certificate, err error) error {
+	if err == nil {
+		c.mu.Lock()
+		c.chains = chains
+		c.mu.Unlock()
+	}
+	return err
+}
+
+// Client reads the files and returns the configuration of one connection to peer, and that connection once it stands.
+func (f Files) Client(peer Peer) (*tls.Config, *Connection, error) {
 	c, err := f.load()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	connection := &Connection{crl: f.CRL}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: peer.Name, RootCAs: c.authorities}
 	if c.own != nil {
 		config.Certificates = []tls.Certificate{*c.own}
 	}
-	config.VerifyConnection = func(s tls.ConnectionState) error { return c.lists.check(s.VerifiedChains) }
+	config.VerifyConnection = func(s tls.ConnectionState) error {
+		return connection.verified(s.VerifiedChains, c.lists.Check(s.VerifiedChains))
+	}
 	if peer.SPIFFEID != "" {
 		// A workload's certificate has no name to verify; all else is verified below.
 		config.InsecureSkipVerify = true //nolint:gosec // see VerifyConnection
-		config.VerifyConnection = func(s tls.ConnectionState) error { return c.verifySPIFFE(s.PeerCertificates, peer.SPIFFEID) }
+		config.VerifyConnection = func(s tls.ConnectionState) error {
+			return connection.verified(c.verifySPIFFE(s.PeerCertificates, peer.SPIFFEID))
+		}
 	}
-	return config, nil
+	return config, connection, nil
 }
 
 // Server returns a configuration that reads the files for each connection. With a CA, clients must have a certificate of
@@ -73,7 +112,7 @@ func (f Files) server() (*tls.Config, error) {
 	}
 	if f.CA != "" {
 		config.ClientAuth = tls.RequireAndVerifyClientCert
-		config.VerifyConnection = func(s tls.ConnectionState) error { return c.lists.check(s.VerifiedChains) }
+		config.VerifyConnection = func(s tls.ConnectionState) error { return c.lists.Check(s.VerifiedChains) }
 	}
 	return config, nil
 }
@@ -82,7 +121,7 @@ func (f Files) server() (*tls.Config, error) {
 type contents struct {
 	authorities *x509.CertPool // nil: the system's
 	own         *tls.Certificate
-	lists       *lists // nil: nothing is revoked
+	lists       *Lists // nil: nothing is revoked
 }
 
 func (f Files) load() (contents, error) {
@@ -106,7 +145,7 @@ func (f Files) load() (contents, error) {
 	}
 	if f.CRL != "" {
 		var err error
-		if c.lists, err = readLists(f.CRL); err != nil {
+		if c.lists, err = ReadLists(f.CRL); err != nil {
 			return c, fmt.Errorf("revocation lists: %w", err)
 		}
 	}
@@ -115,9 +154,9 @@ func (f Files) load() (contents, error) {
 
 // verifySPIFFE stands for the verification by name, as SPIFFE has it (X509-SVID, section 5): a chain to an authority, and
 // the id as the only URI.
-func (c contents) verifySPIFFE(certs []*x509.Certificate, id string) error {
+func (c contents) verifySPIFFE(certs []*x509.Certificate, id string) ([][]*x509.Certificate, error) {
 	if len(certs) == 0 {
-		return errors.New("the server has no certificate")
+		return nil, errors.New("the server has no certificate")
 	}
 	opts := x509.VerifyOptions{Roots: c.authorities, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, cert := range certs[1:] {
@@ -125,10 +164,10 @@ func (c contents) verifySPIFFE(certs []*x509.Certificate, id string) error {
 	}
 	chains, err := certs[0].Verify(opts)
 	if err != nil {
-		return &tls.CertificateVerificationError{UnverifiedCertificates: certs, Err: err}
+		return nil, &tls.CertificateVerificationError{UnverifiedCertificates: certs, Err: err}
 	}
 	if uris := certs[0].URIs; len(uris) != 1 || uris[0].String() != id {
-		return fmt.Errorf("the certificate is for %v, not for %s", uris, id)
+		return nil, fmt.Errorf("the certificate is for %v, not for %s", uris, id)
 	}
-	return c.lists.check(chains)
+	return chains, c.lists.Check(chains)
 }

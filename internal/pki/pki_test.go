@@ -34,7 +34,7 @@ func connect(t *testing.T, server *tls.Config, client pki.Files, peer pki.Peer) 
 		}
 		served <- err
 	}()
-	config, err := client.Client(peer)
+	config, _, err := client.Client(peer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestFilesThatAreNone(t *testing.T) {
 		{pki.Files{Cert: leaf.Cert, Key: ours.Issue(t, dir, authority.Leaf{Name: "b"}).Key}, "private key does not match"},
 		{pki.Files{CRL: nonsense}, "revocation lists: " + nonsense},
 	} {
-		_, err := tt.files.Client(pki.Peer{Name: "a"})
+		_, _, err := tt.files.Client(pki.Peer{Name: "a"})
 		wantError(t, "client", err, tt.want)
 	}
 	_, err := pki.Files{CA: ours.CA}.Server()
