@@ -4,15 +4,12 @@ package fleet
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,9 +19,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 
 	"github.com/netfence/netfence/internal/folder"
 )
@@ -34,11 +28,9 @@ const (
 	etcdTimeout = 5 * time.Second
 	// verifyEvery is how often what the watch told is compared with what is there, so that a watch that says nothing, or a
 	// lost etcd, does not go unnoticed.
-	verifyEvery      = 5 * time.Second
-	retryMin         = 100 * time.Millisecond
-	retryMax         = 3 * time.Second
-	keepaliveTime    = 5 * time.Second
-	keepaliveTimeout = 3 * time.Second
+	verifyEvery = 5 * time.Second
+	retryMin    = 100 * time.Millisecond
+	retryMax    = 3 * time.Second
 )
 
 // errAgain has the list read again at once: nothing is wrong with etcd.
@@ -47,7 +39,7 @@ var errAgain = errors.New("read again")
 // etcd holds policies as keys below a prefix: the name of a file is what follows it, its revision is the key's. What it
 // knows is what a majority of the members agreed on: it never reads what a member that lost the others may still say.
 type etcd struct {
-	client *clientv3.Client
+	dial   *etcdDialer
 	prefix string
 	log    *slog.Logger
 
@@ -62,65 +54,11 @@ type value struct {
 }
 
 func openEtcd(c *Config, log *slog.Logger) (*etcd, error) {
-	config := clientv3.Config{
-		Endpoints:            c.Policies.Endpoints,
-		DialKeepAliveTime:    keepaliveTime,
-		DialKeepAliveTimeout: keepaliveTimeout,
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: retryMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMax},
-			MinConnectTimeout: retryMax,
-		})},
-		Username: c.Etcd.User,
-		Logger:   zap.NewNop(), // what it has to say comes back as errors
-	}
-	if c.Etcd.PasswordFile != "" {
-		password, err := os.ReadFile(c.Etcd.PasswordFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd.password_file %s: %w", c.Etcd.PasswordFile, plain(err))
-		}
-		config.Password = strings.TrimSpace(string(password))
-	}
-	var err error
-	if config.TLS, err = c.Etcd.client(log); err != nil {
+	dial, err := newEtcdDialer(c, log)
+	if err != nil {
 		return nil, err
 	}
-	client, err := clientv3.New(config)
-	if err != nil {
-		return nil, fmt.Errorf("etcd %s: %v", strings.Join(c.Policies.Endpoints, ","), err)
-	}
-	return &etcd{client: client, prefix: c.Policies.Prefix, log: log, lost: errors.New("etcd: not read yet")}, nil
-}
-
-// client is nil for plaintext.
-func (e *Etcd) client(log *slog.Logger) (*tls.Config, error) {
-	if !e.tls() {
-		return nil, nil
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if e.CAFile != "" {
-		data, err := os.ReadFile(e.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd.ca_file %s: %w", e.CAFile, plain(err))
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("etcd.ca_file %s: holds no certificate", e.CAFile)
-		}
-	}
-	if e.CertFile != "" {
-		loaded, err := open(log, func(contents [][]byte) (*tls.Certificate, error) {
-			certificate, err := tls.X509KeyPair(contents[0], contents[1])
-			if err != nil {
-				return nil, fmt.Errorf("etcd.cert_file %s: %v", e.CertFile, err)
-			}
-			return &certificate, nil
-		}, e.CertFile, e.KeyFile)
-		if err != nil {
-			return nil, err
-		}
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return loaded.get(), nil }
-	}
-	return c, nil
+	return &etcd{dial: dial, prefix: c.Policies.Prefix, log: log, lost: errors.New("etcd: not read yet")}, nil
 }
 
 // Names is of what was last known. It fails as long as nothing ever was.
@@ -152,17 +90,19 @@ func (e *etcd) err() error {
 }
 
 func (e *etcd) run(ctx context.Context, source *folder.Source) {
-	defer func() {
-		if err := e.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
-			e.log.Warn("etcd", "err", err)
-		}
-	}()
+	defer e.dial.drop()
 	wait := retryMin
 	for {
 		begun := time.Now()
-		err := e.follow(ctx, source)
+		err := e.dial.connect(ctx)
+		if err == nil {
+			err = e.follow(ctx, source)
+		}
 		if ctx.Err() != nil {
 			return
+		}
+		if err != nil && !errors.Is(err, errAgain) {
+			e.dial.logout()
 		}
 		if errors.Is(err, errAgain) {
 			continue
@@ -195,6 +135,10 @@ func (e *etcd) follow(ctx context.Context, source *folder.Source) error {
 	defer opening.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	client, err := e.dial.client()
+	if err != nil {
+		return err
+	}
 	listed, err := e.list(ctx)
 	if err != nil {
 		return err
@@ -216,7 +160,7 @@ func (e *etcd) follow(ctx context.Context, source *folder.Source) error {
 	// rather than say nothing.
 	opened := make(chan clientv3.WatchChan, 1)
 	opening.Go(func() {
-		opened <- e.client.Watch(clientv3.WithRequireLeader(ctx), e.prefix, clientv3.WithPrefix(), clientv3.WithRev(listed.Header.Revision+1))
+		opened <- client.Watch(clientv3.WithRequireLeader(ctx), e.prefix, clientv3.WithPrefix(), clientv3.WithRev(listed.Header.Revision+1))
 	})
 	var changes clientv3.WatchChan
 	verify := time.NewTicker(verifyEvery)
@@ -250,7 +194,11 @@ func (e *etcd) follow(ctx context.Context, source *folder.Source) error {
 func (e *etcd) list(ctx context.Context, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
 	defer cancel()
-	return e.client.Get(ctx, e.prefix, append(opts, clientv3.WithPrefix())...)
+	client, err := e.dial.client()
+	if err != nil {
+		return nil, err
+	}
+	return client.Get(ctx, e.prefix, append(opts, clientv3.WithPrefix())...)
 }
 
 // note takes a key over, if it is a policy file's.
@@ -295,7 +243,11 @@ func (e *etcd) verify(ctx context.Context) error {
 func (e *etcd) fetch(ctx context.Context, name string) ([]byte, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
 	defer cancel()
-	got, err := e.client.Get(ctx, e.prefix+name)
+	client, err := e.dial.client()
+	if err != nil {
+		return nil, "", err
+	}
+	got, err := client.Get(ctx, e.prefix+name)
 	if err != nil {
 		return nil, "", fmt.Errorf("etcd: %v", err)
 	}
@@ -328,6 +280,10 @@ func (e *etcd) delete(ctx context.Context, name string, expected condition) (str
 func (e *etcd) change(ctx context.Context, name string, op clientv3.Op, expected condition) (*clientv3.TxnResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
 	defer cancel()
+	client, err := e.dial.client()
+	if err != nil {
+		return nil, err
+	}
 	key := e.prefix + name
 	compare := clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
 	switch {
@@ -340,7 +296,7 @@ func (e *etcd) change(ctx context.Context, name string, op clientv3.Op, expected
 		}
 		compare = clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 	}
-	done, err := e.client.Txn(ctx).If(compare).Then(op).Else(clientv3.OpGet(key, clientv3.WithKeysOnly())).Commit()
+	done, err := client.Txn(ctx).If(compare).Then(op).Else(clientv3.OpGet(key, clientv3.WithKeysOnly())).Commit()
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %v", err)
 	}
