@@ -127,7 +127,7 @@ func (j *job) find(o *outbox) {
 	j.next = (*job).answer
 	f, ok := s.lookup(servers, q.request(j.ruling), q.deadline, j.landed)
 	if !ok { // the job may be done by now
-		o.asked = true
+		o.asked++
 		return
 	}
 	j.take(f)

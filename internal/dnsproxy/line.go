@@ -158,10 +158,10 @@ func (l *line) wait() {
 type outbox struct {
 	answers []Answer
 	through []PacketConn // of answers
-	asked   bool         // servers, too
+	asked   int          // queries that may have been given to upstream.out
 }
 
-func (o *outbox) full() bool { return len(o.answers) >= 2*turn }
+func (o *outbox) full() bool { return len(o.answers)+o.asked >= 2*turn }
 
 func (o *outbox) add(c PacketConn, a Answer) {
 	o.answers, o.through = append(o.answers, a), append(o.through, c)
@@ -169,8 +169,8 @@ func (o *outbox) add(c PacketConn, a Answer) {
 
 // send empties an outbox.
 func (s *Server) send(o *outbox) {
-	if o.asked {
-		o.asked = false
+	if o.asked > 0 {
+		o.asked = 0
 		s.up.flush()
 	}
 	for from := 0; from < len(o.answers); {

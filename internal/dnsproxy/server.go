@@ -82,7 +82,9 @@ func (s *Server) end() {
 	if s.serving--; s.serving > 0 {
 		return
 	}
-	// Whom it has served is told by its context that it ends: nothing new is begun.
+	// Whom it has served is told by its context that it ends: nothing new is begun by
+	// what comes back into the line.
+	s.line.wait()
 	s.aside.Wait()
 	s.line.wait()
 	s.up.close()

@@ -201,6 +201,8 @@ func TestAsked(t *testing.T) {
 			t.Errorf("asked %v", m)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(ids) < 18 || len(names) < 20 || sockets.Load() != fewSockets || !ports[up.addr.String()] {
 		t.Errorf("20 queries: %d ids, %d spellings, %d sockets to %v", len(ids), len(names), sockets.Load(), ports)
 	}
