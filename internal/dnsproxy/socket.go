@@ -209,6 +209,7 @@ func (k *socket) listen() {
 		n, err := in.Receive(k.raw, true)
 		if err != nil {
 			k.fail(systemError(err))
+			k.server.u.flush()
 			return
 		}
 		for i := range n {

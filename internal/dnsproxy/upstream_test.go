@@ -332,3 +332,17 @@ func TestStopWhileAsking(t *testing.T) {
 		t.Errorf("stopped after %v: %v", time.Since(start), err)
 	}
 }
+
+// TestRefusedAtOnce holds that the next server is asked as soon as the kernel says that nobody listens at one, not when that
+// one's time is over.
+func TestRefusedAtOnce(t *testing.T) {
+	pc, l := samePort(t)
+	nobody := &resolver{addr: netip.MustParseAddrPort(pc.LocalAddr().String())}
+	pc.Close()
+	l.Close()
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	w := serve(t, Options{TryTimeout: time.Hour, Timeout: time.Hour}, []*resolver{nobody, up}, allowlist("*"))
+	if m := w.ask(t, "a.example", dns.TypeA); len(m.Answer) != 1 {
+		t.Errorf("answer: %v", m)
+	}
+}
