@@ -238,7 +238,7 @@ func (c *cache) counts() CacheStats {
 // (RFC 2181 section 5.2), or if it says that there is nothing, by its SOA (RFC
 // 2308 section 5). 0: not at all.
 func lifeOf(m *dns.Msg) time.Duration {
-	if m.Truncated || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+	if len(m.Question) != 1 || m.Truncated || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 		return 0
 	}
 	ttl, positive := uint32(maxTTL), false
