@@ -121,7 +121,7 @@ type Selector struct {
 }
 
 func (s *Selector) selects(d *daemon, a *attachment) bool {
-	if s.ID != "" && s.ID != a.id {
+	if s.ID != "" && s.ID != a.id() {
 		return false
 	}
 	if !a.labels.match(s.Metadata) {

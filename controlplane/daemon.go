@@ -35,60 +35,20 @@ type daemon struct {
 	due     []*attachment // to be decided
 	unsent  []*attachment // decided, and perhaps not what the daemon has
 	named   named
+	gone    int           // attachments that are gone and in one of the lists, about
 	changed chan struct{} // closed when an attachment is settled; nil: nobody waits
 
 	forget *time.Timer // while there is no stream
 	absent *time.Timer // while attachments may be absent
 }
 
-// attachment is what is known of one. It is guarded by its daemon's mu, and kept small: there are many.
-type attachment struct {
-	id, target string
-	dnsAddress string
-	labels     labels
-	kind       TargetType
-
-	pending bool // no policy yet
-	absent  bool // not told of since its daemon came back
-	gone    bool
-	decided bool
-	due     bool // in daemon.fresh or daemon.due
-	queued  bool // in daemon.unsent
-	refused bool // sent was
-	status  Status
-
-	want    *document      // decided last; nil: nothing
-	sent    string         // revision of what was sent last, or is in force; empty: not known
-	inForce string         // as far as the daemon told
-	named   *namedPolicy   // that it is under or, when it moves, on its way to
-	perhaps []*namedPolicy // that it may be under, too
-	moves   bool
-	alone   bool   // the daemon did not have the named policy: send the policy itself
-	number  uint64 // of the command whose result tells of want; 0: none is under way
-	cost    int    // of it
-
-	asked   uint64 // ControlPlane.sequence when it was decided last
-	settled uint64 // and of the decision that status is about
-	err     string // last refusal, or why it is undecided
-	stats   counters
-}
-
-type counters struct{ packetsAllowed, packetsBlocked, queriesAllowed, queriesBlocked uint64 }
-
 // view is the attachment for the user.
 func (d *daemon) view(a *attachment) Attachment {
 	return Attachment{
-		ID: a.id, DaemonID: d.id, Target: a.target, Type: a.kind, Metadata: a.labels.metadata(),
-		Host: d.hostname, HostMetadata: d.metadata, DNSAddress: a.dnsAddress,
+		ID: a.id(), DaemonID: d.id, Target: a.target(), Type: a.kind, Metadata: a.labels.metadata(),
+		Host: d.hostname, HostMetadata: d.metadata, DNSAddress: a.dnsAddress(),
 		Pending: a.pending, Decided: a.decided, Status: a.state(d), Revision: a.inForce, Error: a.err,
 		Stats: a.statistics(),
-	}
-}
-
-func (a *attachment) statistics() Stats {
-	return Stats{
-		ID: a.id, PacketsAllowed: a.stats.packetsAllowed, PacketsBlocked: a.stats.packetsBlocked,
-		DNSQueriesAllowed: a.stats.queriesAllowed, DNSQueriesBlocked: a.stats.queriesBlocked,
 	}
 }
 
@@ -111,25 +71,11 @@ func (d *daemon) describe() Daemon {
 	return out
 }
 
-// state is the status as of now: one that is about an older decision says nothing of the newer.
-func (a *attachment) state(d *daemon) Status {
-	switch {
-	case a.gone:
-		return Gone
-	case d.stream == nil || a.absent:
-		return Disconnected
-	case a.due || a.settled < a.asked:
-		return Waiting
-	default:
-		return a.status
-	}
-}
-
 // result is what became of a decision made at sequence or later. While there is none, changed closes when there may be.
 func (d *daemon) result(a *attachment, sequence uint64) (r Result, changed <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	r = Result{ID: a.id, DaemonID: d.id, Status: a.state(d), Error: a.err}
+	r = Result{ID: a.id(), DaemonID: d.id, Status: a.state(d), Error: a.err}
 	if r.Status == Gone || r.Status == Disconnected || a.settled >= sequence {
 		if r.Status == Waiting { // for a newer one
 			r.Status = a.status
@@ -172,7 +118,7 @@ func (d *daemon) refresh(selector *Selector) []*attachment {
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b *attachment) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(found, func(a, b *attachment) int { return cmp.Compare(a.id(), b.id()) })
 	for _, a := range found {
 		d.ask(a)
 	}
@@ -221,9 +167,12 @@ func (d *daemon) take(s *stream, request *netfencev1.SyncRequest) []Attachment {
 	s.outstanding = 0 // what was released was another stream's
 	d.named.reset(request.GetPolicies())
 	var fresh []Attachment
-	for _, m := range request.GetAttachments() {
-		if a, known := d.add(m); !known {
-			fresh = append(fresh, d.view(a))
+	for chunk := range slices.Chunk(request.GetAttachments(), roomSize) {
+		in := newRoom(chunk)
+		for _, m := range chunk {
+			if a, known := d.add(m, in); !known {
+				fresh = append(fresh, d.view(a))
+			}
 		}
 	}
 	for _, a := range d.attachments {
@@ -246,18 +195,19 @@ func (d *daemon) reset(a *attachment) {
 }
 
 // add takes an attachment as the daemon tells of it.
-func (d *daemon) add(m told) (_ *attachment, known bool) {
+func (d *daemon) add(m told, in *room) (_ *attachment, known bool) {
 	a := d.attachments[m.GetId()]
 	if known = a != nil; known {
 		d.reset(a)
 	} else {
-		a = &attachment{id: m.GetId()}
-		d.attachments[a.id] = a
-		d.plane.index.add(a.id, d)
+		a = in.place()
+		a.text, a.idLen = in.text[:len(m.GetId())], uint16(len(m.GetId()))
+		d.attachments[a.id()] = a
+		d.plane.index.add(a.id(), d)
 		d.bytes += a.size()
 	}
 	a.absent, a.pending = false, false
-	d.describes(a, m)
+	d.describes(a, m, in)
 	applied := m.GetApplied()
 	a.sent, a.inForce, a.err = applied.GetRevision(), applied.GetRevision(), clip(applied.GetError())
 	d.named.join(a, d.named.byName[applied.GetPolicyName()])
@@ -266,28 +216,40 @@ func (d *daemon) add(m told) (_ *attachment, known bool) {
 
 // describes takes what the daemon says of an attachment beside its policy. What was decided for other metadata is not
 // decided for these.
-func (d *daemon) describes(a *attachment, m told) {
+func (d *daemon) describes(a *attachment, m told, in *room) {
 	a.decided = a.decided && a.labels.equal(m.GetMetadata())
 	d.bytes -= a.size()
-	a.target, a.kind, a.labels, a.dnsAddress = m.GetTarget(), targetType(m.GetType()), newLabels(m.GetMetadata()), m.GetDnsAddress()
+	a.text, a.targetLen = in.next(m), uint16(len(m.GetTarget()))
+	a.kind, a.labels = targetType(m.GetType()), in.metadata(m)
 	d.bytes += a.size()
 }
 
 // remove forgets an attachment.
 func (d *daemon) remove(a *attachment) {
-	delete(d.attachments, a.id)
-	d.plane.index.remove(a.id, d)
+	delete(d.attachments, a.id())
+	d.plane.index.remove(a.id(), d)
 	d.bytes -= a.size()
 	d.wants(a, nil)
 	d.named.leave(a)
 	d.release(a)
 	a.gone = true
+	if a.due || a.queued {
+		d.sweep()
+	}
 	d.tell()
 }
 
-// size is about what it takes of memory.
-func (a *attachment) size() int {
-	return 512 + len(a.id) + len(a.target) + len(a.dnsAddress) + a.labels.size()
+// sweep takes those that are gone out of the lists, now and then: where the daemon does not read or answer, nobody takes
+// anything from these, while attachments may come and go.
+func (d *daemon) sweep() {
+	if d.gone++; d.gone <= 64+len(d.attachments) {
+		return
+	}
+	d.gone = 0
+	isGone := func(a *attachment) bool { return a.gone }
+	d.fresh = slices.DeleteFunc(d.fresh, isGone)
+	d.due = slices.DeleteFunc(d.due, isGone)
+	d.unsent = slices.DeleteFunc(d.unsent, isGone)
 }
 
 // lose gives up the attachments that were not told of since s began.
@@ -352,8 +314,8 @@ func (c *ControlPlane) forget(d *daemon) {
 	delete(c.daemons, d.id)
 	for _, a := range d.attachments {
 		a.gone = true
-		c.index.remove(a.id, d)
-		delete(c.own, a.id)
+		c.index.remove(a.id(), d)
+		delete(c.own, a.id())
 	}
 	d.tell()
 }

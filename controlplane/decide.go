@@ -52,7 +52,7 @@ func (d *daemon) decide(ctx context.Context, s *stream, a *attachment) {
 	}
 	d.mu.Unlock()
 	if err != nil {
-		c.log.Warn("no decision; the attachment keeps what it has", "daemon", d.id, "attachment", a.id, "err", err)
+		c.log.Warn("no decision; the attachment keeps what it has", "daemon", d.id, "attachment", a.id(), "err", err)
 	}
 	if refused != nil {
 		c.refused(view, *refused)

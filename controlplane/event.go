@@ -66,13 +66,13 @@ func (s *stream) subscribed(m *netfencev1.Subscribed) error {
 		d.mu.Unlock()
 		return nil
 	}
-	a, known := d.attachments[m.GetId()], true
+	a, known, in := d.attachments[m.GetId()], true, newRoom([]told{m})
 	switch {
 	case a != nil && !a.absent && (m.GetApplied() != nil || a.number != 0):
 		// Commands may be on their way, and count from before this was said: what it is to have stays as it is.
-		d.describes(a, m)
+		d.describes(a, m, in)
 	default:
-		a, known = d.add(m)
+		a, known = d.add(m, in)
 		a.pending = m.GetApplied() == nil
 	}
 	err := d.bounded()

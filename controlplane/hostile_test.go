@@ -137,69 +137,6 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// A daemon that reads nothing keeps no other from a change, and what waits for it stays the latest.
-func TestSlowReader(t *testing.T) {
-	var by decisions
-	large := allow("10.0.0.0/8")
-	for range 2000 {
-		large.Allow = append(large.Allow, large.Allow[0])
-	}
-	by.set("a", large)
-	plane, server := serve(t, controlplane.Options{Policy: by.policy, QueueBytes: 64 << 10})
-	stream, err := netfencev1.NewControlPlaneClient(server.Dial(t)).Connect(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	sync := `sync { daemon_id: "slow" hello { features: "results" }`
-	for i := range 200 {
-		sync += fmt.Sprintf(` attachments { id: "%d" metadata { key: "p" value: "a" } }`, i)
-	}
-	if err := stream.Send(event(t, sync+` }`)); err != nil {
-		t.Fatal(err)
-	}
-	good := server.Connect(t, controlplanetest.Config{ID: "good"})
-	id := good.Attach(t, "/a", named("a"))
-	for i := range 20 {
-		by.set("a", allow(fmt.Sprintf("10.%d.0.0/16", i)))
-		plane.Refresh(controlplane.Selector{})
-		if outcome := wait(t, plane, plane.Refresh(controlplane.Selector{DaemonID: "good"})); outcome.Applied != 1 {
-			t.Fatalf("outcome %+v", outcome)
-		}
-	}
-	if !allows("10.19.0.0/16")(good.Policy(id)) {
-		t.Errorf("got %+v", good.Policy(id))
-	}
-	// It wakes up, and hears of the 20 changes what fits into the queue and the last.
-	sent, last := 0, make(map[string]string)
-	for len(last) < 200 || !allLatest(last) {
-		command, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if command.GetNumber() == 0 {
-			continue
-		}
-		sent++
-		last[command.GetId()] = command.GetBulkUpdate().GetAllowCidrs()[0].GetCidr()
-		if err := stream.Send(event(t, fmt.Sprintf(`result { number: %d id: "%s" code: COMMAND_CODE_APPLIED revision: "%s" }`,
-			command.GetNumber(), command.GetId(), command.GetRevision()))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if sent > 1000 {
-		t.Errorf("%d commands for 200 attachments after 20 changes", sent)
-	}
-}
-
-func allLatest(last map[string]string) bool {
-	for _, cidr := range last {
-		if cidr != "10.19.0.0/16" {
-			return false
-		}
-	}
-	return true
-}
-
 // FuzzEvents: whatever a daemon says, the control plane serves the next one.
 func FuzzEvents(f *testing.F) {
 	for _, text := range []string{

@@ -9,8 +9,8 @@ type labels []label
 
 type label struct{ key, value unique.Handle[string] }
 
-func newLabels(metadata map[string]string) labels {
-	l := make(labels, 0, len(metadata))
+// add appends those of a message.
+func (l labels) add(metadata map[string]string) labels {
 	for key, value := range metadata {
 		l = append(l, label{unique.Make(key), unique.Make(value)})
 	}

@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"slices"
 	"strconv"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
@@ -29,6 +30,7 @@ type namedPolicy struct {
 	puts     map[uint64]put    // under way, by number
 	latest   uint64            // number of the last put
 	heldBy   uint64            // number of the put that held is of
+	listed   bool              // in named.empty
 }
 
 type put struct {
@@ -41,7 +43,7 @@ func (n *named) reset(refs []*netfencev1.PolicyRef) {
 	*n = named{last: n.last, wanted: n.wanted}
 	for _, ref := range refs {
 		if _, ok := n.byName[ref.GetName()]; !ok {
-			n.empty = append(n.empty, n.add(ref.GetName(), ref.GetRevision()))
+			n.vacant(n.add(ref.GetName(), ref.GetRevision()))
 		}
 	}
 }
@@ -107,9 +109,7 @@ func (n *named) join(a *attachment, p *namedPolicy) {
 // move has a be on its way to p; nil: to a policy of its own. Until the daemon has answered, it may be under what it was
 // under before, too.
 func (n *named) move(a *attachment, p *namedPolicy) {
-	if a.named != nil {
-		a.perhaps = append(a.perhaps, a.named)
-	}
+	n.doubt(a)
 	if a.named, a.moves = p, true; p != nil {
 		p.users++
 		p.count(a.want, 1)
@@ -119,9 +119,8 @@ func (n *named) move(a *attachment, p *namedPolicy) {
 // moved notes what became of it. Where the daemon refused, a is where it was before; as another answer may have been lost,
 // it counts as being perhaps in any of them, which another command to a ends.
 func (n *named) moved(a *attachment, applied bool) {
-	if !applied && a.named != nil {
-		a.perhaps = append(a.perhaps, a.named)
-		a.named = nil
+	if !applied {
+		n.doubt(a)
 	}
 	a.moves = false
 	if applied {
@@ -131,20 +130,42 @@ func (n *named) moved(a *attachment, applied bool) {
 
 // leave ends all that a is or may be under.
 func (n *named) leave(a *attachment) {
-	if a.named != nil {
-		a.perhaps = append(a.perhaps, a.named)
-	}
-	a.named, a.moves = nil, false
+	n.doubt(a)
+	a.moves = false
 	n.drop(a)
+}
+
+// doubt has a be only perhaps under what it is under. It is noted once: a daemon that answers nothing may be sent any
+// number of moves.
+func (n *named) doubt(a *attachment) {
+	p := a.named
+	a.named = nil
+	switch {
+	case p == nil:
+	case slices.Contains(a.maybe(), p):
+		p.users--
+		p.count(a.want, -1)
+	default:
+		list := append(a.maybe(), p)
+		a.perhaps = &list
+	}
+}
+
+// vacant notes that p may have no users left.
+func (n *named) vacant(p *namedPolicy) {
+	if !p.listed {
+		p.listed = true
+		n.empty = append(n.empty, p)
+	}
 }
 
 // drop ends what a only may be under.
 func (n *named) drop(a *attachment) {
-	for _, p := range a.perhaps {
+	for _, p := range a.maybe() {
 		p.users--
 		p.count(a.want, -1)
 		if p.users == 0 {
-			n.empty = append(n.empty, p)
+			n.vacant(p)
 		}
 	}
 	a.perhaps = nil
@@ -171,7 +192,7 @@ func (d *daemon) wants(a *attachment, want *document) {
 	}
 	count(&d.named.wanted, a.want, -1)
 	count(&d.named.wanted, want, 1)
-	for _, p := range a.perhaps {
+	for _, p := range a.maybe() {
 		p.count(a.want, -1)
 		p.count(want, 1)
 	}

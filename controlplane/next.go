@@ -52,7 +52,7 @@ func (s *stream) next() *netfencev1.ControlCommand {
 			command, more := s.send()
 			if command == nil && !more && len(d.due) > 0 {
 				s.batch, d.due = d.due, nil
-				slices.SortFunc(s.batch, func(a, b *attachment) int { return cmp.Compare(a.id, b.id) })
+				slices.SortFunc(s.batch, func(a, b *attachment) int { return cmp.Compare(a.id(), b.id()) })
 				more = true
 			}
 			d.mu.Unlock()
@@ -113,7 +113,7 @@ func (s *stream) send() (command *netfencev1.ControlCommand, more bool) {
 	}
 	for len(d.named.empty) > 0 {
 		p := d.named.empty[0]
-		d.named.empty = d.named.empty[1:]
+		d.named.empty, p.listed = d.named.empty[1:], false
 		if p.users == 0 && d.named.byName[p.name] == p {
 			d.named.remove(p)
 			return &netfencev1.ControlCommand{Command: &netfencev1.ControlCommand_DeletePolicy{DeletePolicy: p.name}}, true
@@ -135,6 +135,7 @@ func (s *stream) command(a *attachment) *netfencev1.ControlCommand {
 		s.settle(a)
 		return nil
 	case a.sent == want.revision:
+		a.sent = want.revision // the text that is shared
 		s.settle(a)
 		return nil
 	}
@@ -207,7 +208,7 @@ func (s *stream) settle(a *attachment) {
 
 // whole is a command with the policy itself.
 func (s *stream) whole(a *attachment) *netfencev1.ControlCommand {
-	command := &netfencev1.ControlCommand{Id: a.id}
+	command := &netfencev1.ControlCommand{Id: a.id()}
 	field := bulkUpdateField
 	if a.pending && a.sent == "" {
 		field = subscribedAckField
@@ -221,9 +222,9 @@ func (s *stream) use(a *attachment, p *namedPolicy) *netfencev1.ControlCommand {
 	ref := &netfencev1.PolicyRef{Name: p.name, Revision: p.revision}
 	if a.pending && a.sent == "" {
 		ack := &netfencev1.SubscribedAck{UsePolicy: ref}
-		return &netfencev1.ControlCommand{Id: a.id, Command: &netfencev1.ControlCommand_SubscribedAck{SubscribedAck: ack}}
+		return &netfencev1.ControlCommand{Id: a.id(), Command: &netfencev1.ControlCommand_SubscribedAck{SubscribedAck: ack}}
 	}
-	return &netfencev1.ControlCommand{Id: a.id, Command: &netfencev1.ControlCommand_UsePolicy{UsePolicy: ref}}
+	return &netfencev1.ControlCommand{Id: a.id(), Command: &netfencev1.ControlCommand_UsePolicy{UsePolicy: ref}}
 }
 
 // toOne numbers a command for one attachment.
@@ -238,8 +239,8 @@ func (s *stream) toOne(a *attachment, command *netfencev1.ControlCommand) *netfe
 	}
 	s.number++
 	command.Number, command.Revision = s.number, a.sent
-	a.number, a.cost = s.number, proto.Size(command)+overhead
-	s.outstanding += a.cost
+	a.number, a.cost = s.number, uint32(proto.Size(command)+overhead)
+	s.outstanding += int(a.cost)
 	return command
 }
 
@@ -253,7 +254,7 @@ func (s *stream) put(p *namedPolicy, want *document) *netfencev1.ControlCommand 
 		case a.named == p && !a.moves:
 			d.release(a)
 			a.sent, a.number, a.refused = want.revision, s.number, false
-		case slices.Contains(a.perhaps, p): // and wants the same, but only an answer of its own tells
+		case slices.Contains(a.maybe(), p): // and wants the same, but only an answer of its own tells
 			d.release(a)
 			a.sent, a.refused = "", false
 			d.queue(a)
@@ -276,7 +277,7 @@ func (s *stream) put(p *namedPolicy, want *document) *netfencev1.ControlCommand 
 // release ends the wait for the result of the attachment's latest command.
 func (d *daemon) release(a *attachment) {
 	if d.stream != nil {
-		d.stream.outstanding -= a.cost
+		d.stream.outstanding -= int(a.cost)
 	}
 	a.number, a.cost = 0, 0
 }
