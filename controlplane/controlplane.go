@@ -135,8 +135,13 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(4 << 20), // an event is at most 3 MiB
 		grpc.ReadBufferSize(4 << 10),
 		grpc.WriteBufferSize(16 << 10),
-		grpc.MaxConcurrentStreams(1024), // of one daemon: its stream, and its queries in proxy mode
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.MaxConcurrentStreams(1024),  // of one daemon: its stream, and its queries in proxy mode
+		grpc.MaxHeaderListSize(64 << 10), // a token is among them
+		// Whoever has not said who he is does not stay: a handshake takes seconds, and a stream comes after it.
+		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: time.Minute,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // raiseFiles makes room for a connection of each host, in this process and those that it starts.
-func raiseFiles(b *testing.B) {
+func raiseFiles(b testing.TB) {
 	b.Helper()
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
