@@ -9,12 +9,14 @@ const (
 	burst       = "BenchmarkResolveThenSend "
 	many        = "BenchmarkManyNames "
 	killedNames = "BenchmarkKilledNames "
+	floodedName = "BenchmarkFloodedNames "
 )
 
 var nameRuns = []run{
 	{"Netfence's server beside others", "BenchmarkNames", "./test/e2e", "1x", false},
 	{"Resolve, then send at once", "BenchmarkResolveThenSend", "./test/e2e", "1x", false},
 	{"A thousand attachments that ask", "BenchmarkManyNames", "./test/e2e", "1x", false},
+	{"One asks while another floods", "BenchmarkFloodedNames", "./test/e2e", "1x", false},
 	{"Killed while clients ask", "BenchmarkKilledNames", "./test/e2e", "1x", false},
 }
 
@@ -34,6 +36,9 @@ var nameRows = []row{
 		[]part{rate(many + "beside idle:many-q/s"), figure("%s KiB", number(many+"idle-KiB"))},
 		[]part{figure("one asks %s", rate(many+"beside idle:one-q/s")),
 			figure("without the idle %s", rate(many+"alone:many-q/s")), figure("one %s", rate(many+"alone:one-q/s"))}},
+	{"one asks while another floods: p50, p99", "–",
+		[]part{figure("%s, %s", took(floodedName+"beside a flood:p50"), took(floodedName+"beside a flood:p99"))},
+		[]part{figure("without the flood %s, %s", took(floodedName+"alone:p50"), took(floodedName+"alone:p99"))}},
 	{"daemon killed while 200 clients ask, 10,000 attachments", "0 queries to a foreign resolver, back within 1 s",
 		[]part{figure("%s to a foreign resolver; first answer %s, all clients %s after start",
 			number(killedNames+"foreign"), took(killedNames+"first"), took(killedNames+"all"))},
