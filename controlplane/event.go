@@ -182,10 +182,15 @@ func (d *daemon) answered(a *attachment, m *netfencev1.CommandResult) {
 	status, text := Applied, ""
 	switch {
 	case applied:
-		a.inForce, a.pending = a.sent, false
+		a.inForce, a.pending, a.again = a.sent, false, false
 	case toNamed && (code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN || code == netfencev1.CommandCode_COMMAND_CODE_STALE):
 		// It does not hold that policy, or another content: what put it there was refused.
 		a.sent, a.alone = "", true
+		d.queue(a)
+		return
+	case code == netfencev1.CommandCode_COMMAND_CODE_SUPERSEDED && !a.again:
+		// By a change of the named policy that it moved to, before it was there. It may lack something: once more.
+		a.sent, a.again = "", true
 		d.queue(a)
 		return
 	case code == netfencev1.CommandCode_COMMAND_CODE_UNKNOWN:

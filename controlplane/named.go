@@ -200,5 +200,5 @@ func (d *daemon) wants(a *attachment, want *document) {
 		p.count(a.want, -1)
 		p.count(want, 1)
 	}
-	a.want, a.alone = want, false
+	a.want, a.alone, a.again = want, false, false
 }

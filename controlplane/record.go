@@ -19,6 +19,7 @@ type attachment struct {
 	status  Status
 	moves   bool
 	alone   bool   // the daemon did not have the named policy: send the policy itself
+	again   bool   // what was sent was superseded, and is sent a second time
 	cost    uint32 // of the command whose result tells of want
 
 	want    *document       // decided last; nil: nothing

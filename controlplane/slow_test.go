@@ -228,3 +228,51 @@ func allLatest(last map[string]string) bool {
 	}
 	return true
 }
+
+// A command that was overtaken is no refusal: it is sent once more, and then it is.
+func TestSuperseded(t *testing.T) {
+	var by decisions
+	by.set("a", allow("10.1.0.0/16"))
+	refused := make(chan controlplane.Refusal, 10)
+	plane, server := serve(t, controlplane.Options{Policy: by.policy, OnRefused: func(_ controlplane.Attachment, r controlplane.Refusal) { refused <- r }})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := netfencev1.NewControlPlaneClient(server.Dial(t)).Connect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(event(t, `sync { daemon_id: "d" hello { features: "results" } attachments { id: "1" metadata { key: "p" value: "a" } } }`)); err != nil {
+		t.Fatal(err)
+	}
+	answer := func(code, revision string) {
+		t.Helper()
+		command, err := stream.Recv()
+		for ; err == nil && command.GetNumber() == 0; command, err = stream.Recv() {
+		}
+		if err == nil {
+			if revision == "" {
+				revision = command.GetRevision()
+			}
+			err = stream.Send(event(t, fmt.Sprintf(`result { number: %d id: "1" code: COMMAND_CODE_%s revision: "%s" }`, command.GetNumber(), code, revision)))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer("SUPERSEDED", "other")
+	answer("APPLIED", "")
+	if outcome := wait(t, plane, plane.Refresh(controlplane.Selector{})); outcome.Applied != 1 || len(refused) != 0 {
+		t.Errorf("outcome %+v, refused %d times", outcome, len(refused))
+	}
+	by.set("a", allow("10.2.0.0/16"))
+	change := plane.Refresh(controlplane.Selector{})
+	answer("SUPERSEDED", "other")
+	answer("SUPERSEDED", "other")
+	if outcome := wait(t, plane, change); outcome.Refused != 1 {
+		t.Errorf("outcome %+v", outcome)
+	}
+	<-refused
+	if outcome := wait(t, plane, plane.Refresh(controlplane.Selector{})); outcome.Refused != 1 || len(refused) != 0 {
+		t.Errorf("outcome %+v, refused %d times more", outcome, len(refused))
+	}
+}
