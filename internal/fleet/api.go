@@ -45,6 +45,7 @@ type api struct {
 	daemons  *files[tokens]    // whose tokens are good for nothing here; nil: none
 	lists    func() *pki.Lists // of revoked certificates; nil: none
 	log      *slog.Logger
+	refusals refusals
 }
 
 // route is one operation of openapi.yaml.

@@ -151,16 +151,6 @@ func (a *api) seen(changes []folder.Change) {
 	}
 }
 
-// refused records what a daemon did not put in force.
-func (a *api) refused(at controlplane.Attachment, r controlplane.Refusal) {
-	a.counters.refusals.Inc()
-	policy := a.source.Decides(at.Metadata)
-	a.log.Error("policy refused; the attachment keeps what is in force", "daemon", at.DaemonID, "attachment", at.ID,
-		"policy", policy, "reason", r.String())
-	a.audit.note("refused", slog.String("policy", policy), slog.String("daemon", at.DaemonID),
-		slog.String("attachment", at.ID), slog.String("reason", r.String()))
-}
-
 // listen opens the ports, both or none.
 func (s *Server) listen(c *Config, g *gate, a *api) error {
 	options := controlplane.ServerOptions()
