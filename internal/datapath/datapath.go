@@ -95,12 +95,14 @@ type learningLimits struct {
 	addrs, names          int
 	freeNames, freeChunks int // in the maps, for all attachments
 	grace                 time.Duration
+	nameAge               time.Duration // that a name may have without being told of again
 }
 
 func (c Config) learningLimits() learningLimits {
 	return learningLimits{
 		addrs: cmp.Or(c.MaxLearned, 4096), names: cmp.Or(c.MaxNames, 4096),
-		grace: cmp.Or(c.Grace, 30*time.Second),
+		grace:   cmp.Or(c.Grace, 30*time.Second),
+		nameAge: min(time.Minute, cmp.Or(c.MaxFlowTCP, 24*time.Hour)/64, cmp.Or(c.MaxFlowOther, 4*time.Hour)/64),
 	}
 }
 

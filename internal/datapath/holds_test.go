@@ -43,7 +43,7 @@ func TestLearnedAlready(t *testing.T) {
 		{"another name again", "b.example", time.Minute, []string{"192.0.2.1"}, false},
 		{"nothing", "a.example", time.Minute, nil, false},
 	} {
-		// A second must not pass between a step and the one before.
+		// A minute must not pass between a step and the one before.
 		a.memory.mu.Lock()
 		for id, n := range a.memory.names {
 			n.learned += time.Hour
@@ -57,7 +57,7 @@ func TestLearnedAlready(t *testing.T) {
 		}
 	}
 
-	// A second later the name is refreshed, for the limit of its flows.
+	// A minute later the name is refreshed, for the limit of its flows.
 	a.memory.mu.Lock()
 	for id, n := range a.memory.names {
 		n.learned = 1

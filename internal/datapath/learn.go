@@ -18,7 +18,8 @@ import (
 // caller decides anew.
 var ErrStale = errors.New("policy has changed meanwhile")
 
-// refreshInterval is how exactly the kernel knows when a name was last learned.
+// refreshInterval is how much less of its grace an address may have. When a name
+// was last learned the kernel knows less exactly, to learningLimits.nameAge:
 // dns.max_flow, which counts from then, is hours.
 const refreshInterval = 3 * time.Second
 
@@ -94,8 +95,8 @@ func (d *Datapath) at(index uint32) *attachment {
 //
 // A grant is only ever extended: a shorter TTL does not cut access given before.
 //
-// What the kernel holds already, and was told of within three seconds, it is not told
-// again. That is as safe as writing it: the locks are held that whoever cuts a
+// What the kernel holds already, but for three seconds of an address's grace, and a
+// minute of a name's age, it is not told again. That is as safe as writing it: the locks are held that whoever cuts a
 // name, sweeps or detaches takes; the policies are those that the lessons come
 // from; the memory is what the maps are by now, and its entries were counted as
 // lessons before the locks were given back. A cut that is prepared, but not yet in
@@ -149,16 +150,17 @@ func (d *Datapath) holds(held members, lessons []Lesson, now time.Duration) bool
 	for i := range lessons {
 		l := &lessons[i]
 		until := now + max(l.TTL, 0) + d.limits.grace - min(refreshInterval, d.limits.grace/8)
-		if len(l.Addrs) > 0 && !held.at(l.Member.Index).memory.has(l, now, until) {
+		if len(l.Addrs) > 0 && !held.at(l.Member.Index).memory.has(l, now-d.limits.nameAge, until) {
 			return false
 		}
 	}
 	return true
 }
 
-func (m *memory) has(l *Lesson, now, until time.Duration) bool {
+// has reports whether a name was learned since, and all its addresses until some time.
+func (m *memory) has(l *Lesson, since, until time.Duration) bool {
 	id, known := m.ids[nameKey{text: l.Name, grant: l.Grant.Key(), proxy: l.Grant.Proxy}]
-	if n := m.names[id]; !known || n.cut != 0 || now >= n.learned+refreshInterval {
+	if n := m.names[id]; !known || n.cut != 0 || n.learned <= since {
 		return false
 	}
 	places := grantPlaces(l.Grant)
@@ -341,7 +343,7 @@ func (c *change) name(l Lesson, now time.Duration, limits learningLimits) (uint3
 			return 0, fmt.Errorf("%w: name ids are used up (detach, and attach again)", ErrFull)
 		}
 	}
-	if known && now < c.memory.names[id].learned+refreshInterval {
+	if known && now < c.memory.names[id].learned+limits.nameAge {
 		return id, nil
 	}
 	c.names[id] = n
