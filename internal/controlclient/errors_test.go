@@ -22,6 +22,10 @@ func TestPlain(t *testing.T) {
 			status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:9000: connect: connection refused"`),
 			"dial tcp 127.0.0.1:9000: connect: connection refused",
 		},
+		{
+			status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: remote error: tls: expired certificate"`),
+			"remote error: tls: expired certificate (the control plane refuses this daemon's certificate; its log says why)",
+		},
 		{fmt.Errorf("receive: %w", status.Error(codes.Internal, "broken")), "receive: rpc error: code = Internal desc = broken"},
 	} {
 		if got := Plain(tt.err); got != tt.want {
