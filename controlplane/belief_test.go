@@ -3,15 +3,18 @@
 package controlplane_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/controlplane"
 	"github.com/netfence/netfence/controlplane/controlplanetest"
 	"github.com/netfence/netfence/policy"
@@ -170,5 +173,42 @@ func TestMetadataChanges(t *testing.T) {
 				t.Errorf("sent %v", got)
 			}
 		})
+	}
+}
+
+// What is said of an attachment while a command is on its way to it does not undo the command: the answer is to come.
+func TestMetadataCross(t *testing.T) {
+	var by decisions
+	by.set("a", allow("10.1.0.0/16"))
+	plane, server := serve(t, controlplane.Options{Policy: by.policy})
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := netfencev1.NewControlPlaneClient(server.Dial(t)).Connect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got unanswered
+	var reading sync.WaitGroup
+	reading.Go(func() { got.read(stream) })
+	defer reading.Wait()
+	defer cancel()
+	say := func(text string) {
+		t.Helper()
+		if err := stream.Send(event(t, text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(`sync { daemon_id: "d" hello { features: "results" } attachments { id: "1" metadata { key: "p" value: "a" } } }`)
+	var commands []*netfencev1.ControlCommand
+	for ; len(commands) == 0; commands, _ = got.take() {
+		time.Sleep(time.Millisecond) //nolint:forbidigo // polls what has no event
+	}
+	say(`subscribed { id: "1" metadata { key: "p" value: "a" } metadata { key: "more" value: "1" } applied {} }`)
+	labelled(t, plane, "1", map[string]string{"p": "a", "more": "1"})
+	say(fmt.Sprintf(`result { number: %d id: "1" code: COMMAND_CODE_APPLIED revision: "%s" }`, commands[0].GetNumber(), commands[0].GetRevision()))
+	if outcome := wait(t, plane, plane.Refresh(controlplane.Selector{})); outcome.Applied != 1 {
+		t.Errorf("outcome %+v", outcome)
+	}
+	if again, _ := got.take(); len(commands) != 1 || len(again) != 0 {
+		t.Errorf("sent %d commands, and %d more", len(commands), len(again))
 	}
 }
