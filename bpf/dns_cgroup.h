@@ -218,7 +218,7 @@ __attribute__((noinline)) int dns_packet(struct __sk_buff *skb, __u64 identity, 
 	if (!asks_rules(word))
 		return WORD_SLOT(word) ? guarded(&learning, p) : silence(word);
 	if (!is_loopback(&p->dst))
-		return judge(&learning, p);
+		return judge_apart(&learning, p);
 	if (word & WORD_LOOPBACK_DENY)
 		return REASON_LOOPBACK;
 	reason = by_rules(WORD_SLOT(word), p, &p->dst);

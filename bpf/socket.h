@@ -14,7 +14,7 @@ static __always_inline enum reason socket_verdict(struct learning *learning, str
 		return WORD_SLOT(learning->word) ? guarded(learning, p) : silence(learning->word);
 	if (p->portless || is_loopback(&p->dst) || is_unspecified(&p->dst))
 		return REASON_NONE;
-	return judge(learning, p);
+	return judge_apart(learning, p);
 }
 
 /*

@@ -225,14 +225,12 @@ static __always_inline enum reason judge_address(struct learning *learning, stru
  * denied if it is denied on either side. Where a name was needed, learning->name
  * tells which; 0 if two different ones were.
  */
-__attribute__((noinline)) int judge(struct learning *learning, struct packet *p)
+static __always_inline enum reason judge(struct learning *learning, struct packet *p)
 {
 	enum reason outside, inside;
 	struct address inner;
 	__u32 name;
 
-	if (!learning || !p)
-		return REASON_NO_TABLE;
 	learning->lessons = lessons_for(learning->word, learning->attachment);
 	p->ports_only = bypasses_names(learning->word, p);
 	p->timed = 0;
@@ -253,10 +251,18 @@ __attribute__((noinline)) int judge(struct learning *learning, struct packet *p)
 	return outside ? outside : inside;
 }
 
+/* judge_apart is judge where there is no packet, or not its first time, to be quick for. */
+__attribute__((noinline)) int judge_apart(struct learning *learning, struct packet *p)
+{
+	if (!learning || !p)
+		return REASON_NO_TABLE;
+	return judge(learning, p);
+}
+
 /* guarded is judge in the modes that have no rules: only the guard is above them. */
 static __always_inline enum reason guarded(struct learning *learning, struct packet *p)
 {
-	enum reason reason = judge(learning, p);
+	enum reason reason = judge_apart(learning, p);
 
 	return reason == REASON_NO_RULE ? silence(learning->word) : reason;
 }
