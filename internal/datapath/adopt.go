@@ -16,53 +16,74 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// updateLinks puts this daemon's programs under all pinned links. What is not a link
-// of ours on the attachment's target stays as it is: Attach puts back what is
-// missing, and the watch ends what has no target.
+// updateLinks puts this daemon's programs in the place of an earlier one's. What is not
+// ours on the attachment's target stays as it is: Attach puts back what is missing, and
+// the watch ends what has no target.
 func (d *Datapath) updateLinks() error {
+	by := replacements{ours: d.ours}
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for id, a := range d.known {
 		g.Go(func() error {
-			hooks := d.hooks(a.record)
-			for _, h := range hooks {
-				if err := d.updateLink(a, id, h); err != nil {
-					return err
-				}
+			if err := d.updatePrograms(a, id, &by); err != nil {
+				return fmt.Errorf("attachment %s: %w", id, err)
 			}
-			return d.noteOthers(d.pins.attached(id), hooks)
+			return nil
 		})
 	}
-	return g.Wait()
+	return errors.Join(g.Wait(), by.close())
 }
 
-func (d *Datapath) updateLink(a *attachment, id string, h hook) error {
-	dir := d.pins.attached(id)
-	err := h.by.update(h, dir, a.record)
-	switch {
-	case errors.Is(err, errForeign):
-		d.problems.note(h.pin(dir), fmt.Sprintf("attachment %s: %v", id, err))
-		return nil
-	case errors.Is(err, ErrVanished), errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("attachment %s: %w", id, err)
-	}
-	return nil
-}
-
-// noteOthers reports what is pinned beside the hooks.
-func (d *Datapath) noteOthers(dir string, hooks []hook) error {
-	entries, err := os.ReadDir(dir)
+func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) error {
+	dir, hooks := d.pins.attached(id), d.hooks(a.record)
+	pinned, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("pinned links: %w", err)
 	}
-	for _, e := range entries {
-		if !slices.ContainsFunc(hooks, func(h hook) bool { return h.name == e.Name() }) {
-			d.noteForeign(filepath.Join(dir, e.Name()))
+	linked := make(map[string]bool)
+	for _, pin := range pinned {
+		i := slices.IndexFunc(hooks, func(h hook) bool { return h.name == pin.Name() })
+		if i < 0 {
+			d.noteForeign(filepath.Join(dir, pin.Name()))
+			continue
+		}
+		err := hooks[i].by.update(hooks[i], dir, a.record)
+		if linked[pin.Name()] = err == nil; err != nil {
+			if err := d.updated(id, hooks[i], err); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
+	if isInterface(a.record) {
+		return nil
+	}
+	err = onCgroup(a.record.Scope, func(fd int) error {
+		for _, h := range hooks {
+			if _, without := h.by.(linkless); !without || linked[h.name] {
+				continue
+			}
+			if err := d.updated(id, h, by.replace(h, fd)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, ErrVanished) {
+		return nil
+	}
+	return err
+}
+
+// updated takes what stands in the way of an update for a reason to leave it.
+func (d *Datapath) updated(id string, h hook, err error) error {
+	switch {
+	case errors.Is(err, errForeign):
+		d.problems.note(h.pin(d.pins.attached(id)), fmt.Sprintf("attachment %s: %v", id, err))
+		return nil
+	case errors.Is(err, ErrVanished), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
 }
 
 func (d *Datapath) noteForeign(path string) {

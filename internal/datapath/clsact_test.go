@@ -149,7 +149,7 @@ func TestFilterLeavesNoTwin(t *testing.T) {
 				t.Fatal(err)
 			}
 			if restart {
-				if err := f.d.updateLink(a, f.id, h); err != nil {
+				if err := f.d.updateLinks(); err != nil {
 					t.Fatal(err)
 				}
 				if got := filtersOf(t, f.tg.Ifindex); len(got) != 2 {

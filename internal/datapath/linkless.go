@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -29,23 +30,25 @@ func (x linkless) hold(h hook, _ string, fd int) error {
 	if err != nil {
 		return err
 	}
-	return put(fd, h, there)
+	if len(there) == 0 {
+		return put(fd, h, nil)
+	}
+	old, err := ebpf.NewProgramFromID(there[0])
+	if err != nil {
+		return fmt.Errorf("program at %s: %w", h.name, err)
+	}
+	return errors.Join(put(fd, h, old), old.Close())
 }
 
-// put attaches the program of h, in place of the first of those that are there.
-func put(fd int, h hook, there []ebpf.ProgramID) error {
+// put attaches the program of h, in place of old; nil: beside all others.
+func put(fd int, h hook, old *ebpf.Program) error {
 	attach := link.RawAttachProgramOptions{Target: fd, Attach: h.attach, Program: h.program, Flags: unix.BPF_F_ALLOW_MULTI}
-	if len(there) > 0 {
-		old, err := ebpf.NewProgramFromID(there[0])
-		if err != nil {
-			return fmt.Errorf("program at %s: %w", h.name, err)
-		}
-		defer old.Close()
+	if old != nil {
 		attach.Anchor = link.ReplaceProgram(old)
 	}
 	err := link.RawAttachProgram(attach)
-	if errors.Is(err, unix.ENOENT) && len(there) > 0 {
-		err = fmt.Errorf("%w: program %d is held by a link that has lost its pin", errForeign, there[0])
+	if errors.Is(err, unix.ENOENT) && old != nil {
+		err = fmt.Errorf("%w: %v is held by a link that has lost its pin", errForeign, old)
 	}
 	if err != nil {
 		return fmt.Errorf("program at %s: %w", h.name, err)
@@ -59,25 +62,58 @@ func (x linkless) verify(h hook, _ string, r bpfAttachment) error {
 
 func (x linkless) watch(h hook, dir string, r bpfAttachment) error { return x.verify(h, dir, r) }
 
+// update is of a link of an earlier ABI. Programs without one are replaced by
+// replacements.
 func (x linkless) update(h hook, dir string, r bpfAttachment) error {
-	var foreign error
-	switch err := x.earlier.update(h, dir, r); {
-	case errors.Is(err, errForeign):
-		foreign = err
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrVanished):
+	return x.earlier.update(h, dir, r)
+}
+
+// replacements puts programs in place of an earlier daemon's on many cgroups. Of
+// those there are few, and each is opened once.
+type replacements struct {
+	ours *ours
+
+	mu  sync.Mutex
+	old map[ebpf.ProgramID]*ebpf.Program
+}
+
+func (r *replacements) program(id ebpf.ProgramID) (*ebpf.Program, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.old[id]; p != nil {
+		return p, nil
+	}
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.old == nil {
+		r.old = make(map[ebpf.ProgramID]*ebpf.Program)
+	}
+	r.old[id] = p
+	return p, nil
+}
+
+func (r *replacements) close() error {
+	var errs []error
+	for _, p := range r.old {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// replace is for hooks that are held without a link. Where there is no program of
+// ours, hold has yet to be called.
+func (r *replacements) replace(h hook, fd int) error {
+	there, err := r.ours.on(fd, h)
+	if err != nil || len(there) == 0 {
 		return err
 	}
-	err := onCgroup(r.Scope, func(fd int) error {
-		there, err := x.earlier.ours.on(fd, h)
-		if err == nil && len(there) == 0 {
-			err = fs.ErrNotExist
-		}
-		if err != nil {
-			return err
-		}
-		return put(fd, h, there)
-	})
-	return errors.Join(foreign, err)
+	old, err := r.program(there[0])
+	if err != nil {
+		return fmt.Errorf("program at %s: %w", h.name, err)
+	}
+	return put(fd, h, old)
 }
 
 // leave takes what no link holds off the target of r.
