@@ -20,6 +20,7 @@ type attachFlags struct {
 	metadata         map[string]string
 	policy           string
 	policyName       string
+	inherit          string
 	dryRun           bool
 }
 
@@ -37,7 +38,10 @@ With --policy the attachment has the policy of that file, whose match is not ask
 replace the policy, repeat the command with the same --key.
 
 With --policy-name the attachment begins with a policy that the control plane has sent to this daemon by name, whether or not it is
-there now. It may give the attachment another one later.`,
+there now. It may give the attachment another one later.
+
+With --inherit-learned-from a workload that was copied from another, a virtual machine from a snapshot say, may go on with the
+addresses that the other has asked for, as far as its own policy allows their names, and for as long as they hold there.`,
 		Example: `  netfenced attach --interface veth0 --metadata tenant=acme,env=prod
   netfenced attach --cgroup /sys/fs/cgroup/system.slice/agent.service
   netfenced attach --pid 4711 --key job-7 -o json
@@ -55,6 +59,7 @@ there now. It may give the attachment another one later.`,
 	flags.StringToStringVar(&f.metadata, "metadata", nil, "`k=v,k=v` pairs that policies match")
 	flags.StringVar(&f.policy, "policy", "", "policy `FILE` that the attachment has, in place of the control plane's")
 	flags.StringVar(&f.policyName, "policy-name", "", "first policy, by a name under which the control plane has sent it")
+	flags.StringVar(&f.inherit, "inherit-learned-from", "", "`ID` of the attachment whose learned addresses this one has, too")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, change nothing")
 	output := outputFlag(cmd)
 	cmd.RunE = a.run(func(cmd *cobra.Command, _ []string) error {
@@ -82,7 +87,7 @@ there now. It may give the attachment another one later.`,
 }
 
 func (f attachFlags) request(cmd *cobra.Command) (*netfencev1.AttachRequest, error) {
-	r := &netfencev1.AttachRequest{Metadata: f.metadata, Netns: f.netns, Key: f.key, PolicyName: f.policyName, DryRun: f.dryRun}
+	r := &netfencev1.AttachRequest{Metadata: f.metadata, Netns: f.netns, Key: f.key, PolicyName: f.policyName, InheritLearnedFrom: f.inherit, DryRun: f.dryRun}
 	targets := 0
 	if cmd.Flags().Changed("interface") {
 		targets++

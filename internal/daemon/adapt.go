@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -102,6 +103,19 @@ func (d *daemon) learned(id string) []localapi.Learned {
 		list = append(list, localapi.Learned{Addr: l.Addr, Names: l.Names, Ports: l.Ports, Remaining: l.Remaining})
 	}
 	return list
+}
+
+// inherit has an attachment learn what another holds.
+func (d *daemon) inherit(ctx context.Context, from, to string) error {
+	held, err := d.kernel.Held(from)
+	if err != nil {
+		return err
+	}
+	index, ok := d.kernel.Index(to)
+	if !ok {
+		return datapath.ErrNotAttached
+	}
+	return d.dns.server.Inherit(ctx, index, held)
 }
 
 // read logs what is no reason to fail a whole list or heartbeat.

@@ -170,7 +170,7 @@ func (d *daemon) assemble(version string) error {
 		return err
 	}
 	d.api = localapi.New(localapi.Options{
-		Store: d.store, Subscriber: d.control, Resolver: resolver{}, Counters: d.counters, Totals: d.totals, DNS: d.nameservers, Learned: d.learned,
+		Store: d.store, Subscriber: d.control, Resolver: resolver{}, Counters: d.counters, Totals: d.totals, DNS: d.nameservers, Learned: d.learned, Inherit: d.inherit,
 		Events: d.hub, InstanceID: instance, Log: d.log,
 		Status: func() localapi.Status {
 			s := localapi.Status{Version: version, DaemonID: id, Hostname: hostname}

@@ -32,6 +32,49 @@ func (d *Datapath) Learned(id string) []Learned {
 	return a.memory.list(now)
 }
 
+// Held is an address that a name has opened.
+type Held struct {
+	Name  string // canonical, as in Lesson
+	Addr  netip.Addr
+	Proxy bool          // by a control plane's word
+	TTL   time.Duration // what is left, without the grace
+}
+
+// Held lists, for each name that id has learned, the addresses that hold and are not in
+// their grace yet. ErrNotAttached: there is no such attachment.
+func (d *Datapath) Held(id string) ([]Held, error) {
+	d.mu.Lock()
+	a := d.known[id]
+	d.mu.Unlock()
+	if a == nil {
+		return nil, ErrNotAttached
+	}
+	now, err := BootClock()
+	if err != nil {
+		return nil, err
+	}
+	return a.memory.held(now + d.limits.grace), nil
+}
+
+func (m *memory) held(since time.Duration) []Held {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var list []Held
+	for addr, gs := range m.addrs {
+		for _, g := range gs {
+			n, ok := m.names[g.name]
+			if !ok || n.cut != 0 || g.deadline <= since {
+				continue
+			}
+			one := Held{Name: n.text, Addr: addr.Unmap(), Proxy: n.proxy, TTL: g.deadline - since}
+			if !slices.ContainsFunc(list, func(h Held) bool { return h.Name == one.Name && h.Addr == one.Addr && h.Proxy == one.Proxy }) {
+				list = append(list, one)
+			}
+		}
+	}
+	return list
+}
+
 func (m *memory) list(now time.Duration) []Learned {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

@@ -27,6 +27,9 @@ func (s *Server) Attach(ctx context.Context, r *netfencev1.AttachRequest) (*netf
 	if err == nil {
 		err = s.checkPolicyName(r.GetPolicyName())
 	}
+	if err == nil {
+		err = s.checkHeir(r.GetInheritLearnedFrom())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
@@ -162,6 +165,11 @@ func (s *Server) create(ctx context.Context, r *netfencev1.AttachRequest, t targ
 	}
 	if err != nil {
 		return state.Attachment{}, err
+	}
+	if from := r.GetInheritLearnedFrom(); from != "" {
+		if err := s.opts.Inherit(ctx, from, a.ID); err != nil {
+			return state.Attachment{}, fmt.Errorf("inherit_learned_from: %w", err)
+		}
 	}
 	// The caller may be gone by now, and would not learn the id.
 	if err := ctx.Err(); err != nil {

@@ -300,8 +300,8 @@ func TestAttachRefuses(t *testing.T) {
 		},
 		{with(func(r *netfencev1.AttachRequest) { r.Direction = 7 }), codes.InvalidArgument, "attach: unknown direction 7"},
 		{
-			with(func(r *netfencev1.AttachRequest) { r.InheritLearnedFrom = "a" }), codes.Unimplemented,
-			"attach: inherit_learned_from is not supported yet (leave it out)",
+			with(func(r *netfencev1.AttachRequest) { r.InheritLearnedFrom = "a" }), codes.NotFound,
+			"attach: inherit_learned_from: no attachment a (see `netfenced list`)",
 		},
 		{unknown, codes.Unimplemented, "attach: the request has fields that this daemon does not know (upgrade it)"},
 		{

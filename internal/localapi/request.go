@@ -19,13 +19,21 @@ func checkAttach(r *netfencev1.AttachRequest) error {
 	if err := checkUnknown(r); err != nil {
 		return err
 	}
-	if r.GetInheritLearnedFrom() != "" {
-		return callErrorf(codes.Unimplemented, "inherit_learned_from is not supported yet (leave it out)")
-	}
 	if r.GetPolicyName() != "" && r.GetPolicy() != nil {
 		return callErrorf(codes.InvalidArgument, "policy_name does not go with policy (leave one of them out)")
 	}
 	return checkMetadata(r.GetMetadata())
+}
+
+// checkHeir wants an attachment to inherit from, if one is named.
+func (s *Server) checkHeir(from string) error {
+	if from == "" {
+		return nil
+	}
+	if _, _, err := s.opts.Store.Get(from); err != nil {
+		return callErrorf(codes.NotFound, "inherit_learned_from: no attachment %s (see `netfenced list`)", from)
+	}
+	return nil
 }
 
 func checkUnknown(m proto.Message) error {

@@ -90,6 +90,8 @@ type Options struct {
 	// DNS tells where the DNS server of an attachment is: its address with the port, and addresses as a resolv.conf has
 	// them. Empty: there is none. Nil: for nobody.
 	DNS func(id string) (address string, nameservers []string)
+	// Inherit has an attachment learn what another has learned, by its own rules. Nil: nothing.
+	Inherit func(ctx context.Context, from, to string) error
 	// Learned lists what an attachment has learned and what holds still. Nil: nothing.
 	Learned func(id string) []Learned
 	// Guard is what Get shows above the policy. Nil: none.
@@ -141,6 +143,9 @@ func New(opts Options) *Server {
 	}
 	if opts.DNS == nil {
 		opts.DNS = func(string) (string, []string) { return "", nil }
+	}
+	if opts.Inherit == nil {
+		opts.Inherit = func(context.Context, string, string) error { return nil }
 	}
 	if opts.Learned == nil {
 		opts.Learned = func(string) []Learned { return nil }

@@ -166,7 +166,10 @@ type AttachRequest struct {
 	// another. NOT_FOUND when the daemon holds none of that name; FAILED_PRECONDITION where the control plane is the policy
 	// folder. Not with policy. With a key that is in use it says nothing: it is about the first policy.
 	PolicyName string `protobuf:"bytes,105,opt,name=policy_name,json=policyName,proto3" json:"policy_name,omitempty"`
-	// Attachment whose learned addresses the new one starts with.
+	// Attachment, by its id, whose learned addresses the new one starts with: for a workload that was copied with the
+	// answers that it remembers. They are learned as if it had asked, by its own rules and those of the attachments around
+	// it, and hold no longer than there. Names that a control plane decides are left out. NOT_FOUND when there is none of
+	// that id. With a key that is in use it says nothing.
 	InheritLearnedFrom string `protobuf:"bytes,106,opt,name=inherit_learned_from,json=inheritLearnedFrom,proto3" json:"inherit_learned_from,omitempty"`
 	// Check all, change nothing: the response says what would be.
 	DryRun        bool `protobuf:"varint,107,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
