@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	netfencev1 "github.com/netfence/netfence/api/netfence/v1"
 	"github.com/netfence/netfence/controlplane"
@@ -137,14 +136,14 @@ func believe(t *testing.T, random *rand.Rand) {
 // labelled waits until the control plane has heard of an attachment's metadata.
 func labelled(t *testing.T, plane *controlplane.ControlPlane, id string, metadata map[string]string) {
 	t.Helper()
-	for end := time.Now().Add(controlplanetest.Patience); time.Now().Before(end); time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
+	eventually(t, fmt.Sprintf("%s has %v", id, metadata), func() bool {
 		for a := range plane.Attachments(controlplane.Selector{ID: id}) {
 			if reflect.DeepEqual(a.Metadata, metadata) {
-				return
+				return true
 			}
 		}
-	}
-	t.Fatalf("%s: not known as %v within %s", id, metadata, controlplanetest.Patience)
+		return false
+	})
 }
 
 // Metadata that changes have the policy decided anew; nothing else about the attachment is, and it is not a new one.
@@ -199,9 +198,10 @@ func TestMetadataCross(t *testing.T) {
 	}
 	say(`sync { daemon_id: "d" hello { features: "results" } attachments { id: "1" metadata { key: "p" value: "a" } } }`)
 	var commands []*netfencev1.ControlCommand
-	for ; len(commands) == 0; commands, _ = got.take() {
-		time.Sleep(time.Millisecond) //nolint:forbidigo // polls what has no event
-	}
+	eventually(t, "the first command", func() bool {
+		commands, _ = got.take()
+		return len(commands) > 0
+	})
 	say(`subscribed { id: "1" metadata { key: "p" value: "a" } metadata { key: "more" value: "1" } applied {} }`)
 	labelled(t, plane, "1", map[string]string{"p": "a", "more": "1"})
 	say(fmt.Sprintf(`result { number: %d id: "1" code: COMMAND_CODE_APPLIED revision: "%s" }`, commands[0].GetNumber(), commands[0].GetRevision()))

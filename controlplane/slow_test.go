@@ -150,11 +150,7 @@ func TestFloodOfAttachments(t *testing.T) {
 		if err := stream.Send(event(t, `subscribed { id: "`+mark+`" }`)); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(controlplanetest.Patience); len(slices.Collect(plane.Attachments(controlplane.Selector{ID: mark}))) == 0; time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
-			if time.Now().After(end) {
-				t.Fatal("the flood was not heard")
-			}
-		}
+		eventually(t, "the flood is heard", func() bool { return len(slices.Collect(plane.Attachments(controlplane.Selector{ID: mark}))) > 0 })
 	}
 	heap := func() uint64 {
 		runtime.GC()

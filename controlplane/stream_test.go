@@ -5,6 +5,7 @@ package controlplane_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -61,18 +62,29 @@ func TestReconnect(t *testing.T) {
 	}
 }
 
+// eventually waits for what has no event.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(controlplanetest.Patience); !so(); time.Sleep(time.Millisecond) { //nolint:forbidigo // the one place that polls
+		if time.Now().After(end) {
+			t.Fatalf("%s: not so within %s", what, controlplanetest.Patience)
+		}
+	}
+}
+
 // connected waits until the daemon's stream stands, or has ended.
 func connected(t *testing.T, plane *controlplane.ControlPlane, id string, want bool) controlplane.Daemon {
 	t.Helper()
-	for end := time.Now().Add(controlplanetest.Patience); time.Now().Before(end); time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
-		for _, d := range plane.Daemons() {
-			if d.ID == id && d.Connected == want {
-				return d
+	var found controlplane.Daemon
+	eventually(t, fmt.Sprintf("%s: connected %v", id, want), func() bool {
+		for _, found = range plane.Daemons() {
+			if found.ID == id && found.Connected == want {
+				return true
 			}
 		}
-	}
-	t.Fatalf("%s: connected %v: not so within %s", id, want, controlplanetest.Patience)
-	panic("unreachable")
+		return false
+	})
+	return found
 }
 
 // The newest stream of a daemon wins, be it another connection or another process that says it is the same.
@@ -180,11 +192,7 @@ func TestAuthorize(t *testing.T) {
 	claims := server.Connect(t, controlplanetest.Config{ID: "e", Token: "secret of e"})
 	attached := &netfencev1.DaemonEvent{Event: &netfencev1.DaemonEvent_Subscribed{Subscribed: &netfencev1.Subscribed{Id: id, Target: "/claimed"}}}
 	claims.Tell(attached)
-	for end := time.Now().Add(controlplanetest.Patience); len(slices.Collect(plane.Attachments(controlplane.Selector{ID: id}))) < 2; time.Sleep(time.Millisecond) { //nolint:forbidigo // polls what has no event
-		if time.Now().After(end) {
-			t.Fatal("the claim was not heard")
-		}
-	}
+	eventually(t, "the claim is heard", func() bool { return len(slices.Collect(plane.Attachments(controlplane.Selector{ID: id}))) == 2 })
 	for range 10 {
 		if answer, err := d.Query(t.Context(), id, "pypi.org.", "A"); err != nil || !answer.GetAllow() {
 			t.Errorf("query of the one: %v, %v", answer, err)

@@ -47,6 +47,7 @@ type Daemon struct {
 
 	mu          sync.Mutex
 	stream      *stream // nil: not connected
+	latest      *stream // the same, also when it has ended
 	streams     uint64
 	lastError   string
 	attachments map[string]*attachment
@@ -120,7 +121,7 @@ func (d *Daemon) Reconnect() error {
 	s := &stream{grpc: connect, cancel: cancel, synced: make(chan struct{}), ended: make(chan struct{})}
 	d.mu.Lock()
 	d.streams++
-	d.stream = s
+	d.stream, d.latest = s, s
 	request := d.request()
 	waiting := d.waiting()
 	d.mu.Unlock()
@@ -158,10 +159,10 @@ func (d *Daemon) Disconnect() {
 	}
 }
 
-// Ended returns when the control plane has ended the stream, and says why; nil: by GoAway.
+// Ended returns when the control plane has ended the latest stream, and says why; nil: by GoAway.
 func (d *Daemon) Ended() error {
 	d.mu.Lock()
-	s := d.stream
+	s := d.latest
 	d.mu.Unlock()
 	if s != nil {
 		<-s.ended

@@ -72,7 +72,8 @@ func kernelMode(m policy.Mode) bpfMode {
 // ports, is cut in the same instant, and flows to it end.
 //
 // Rules that another attachment has in force already are shared, and cost
-// nothing; others wait once for RCU.
+// nothing; others go into tables that are in place already, or, where there are no
+// more of these, wait once for RCU.
 //
 // Queries of the attachment go on meanwhile, but for the moment of the change.
 func (d *Datapath) Replace(id string, c *policy.Compiled) error { return d.replace(id, c, 0) }
