@@ -124,6 +124,8 @@ func (w *place) options(fd int, network string) error {
 		if level == unix.IPPROTO_IPV6 {
 			transparent = unix.IPV6_FREEBIND // a route leads there, but no device has the address
 		}
+	} else if err := fitAnyWay(fd, network); err != nil {
+		return err
 	}
 	if err := unix.SetsockoptInt(fd, level, transparent, 1); err != nil {
 		return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
@@ -138,4 +140,22 @@ func (w *place) options(fd int, network string) error {
 		return os.NewSyscallError("setsockopt SO_RCVBUFFORCE", err)
 	}
 	return nil
+}
+
+// segment is what a packet of IPv6 that every way takes has room for, behind its header and TCP's.
+const segment = 1280 - 40 - 20
+
+// fitAnyWay has answers get to a client behind a router of the workload's and a way that is narrower than the workload's
+// device. What that router says of it is sent to whom the client has asked, and never gets here.
+func fitAnyWay(fd int, network string) error {
+	if strings.HasPrefix(network, "tcp") {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, segment); err != nil {
+			return os.NewSyscallError("setsockopt TCP_MAXSEG", err)
+		}
+	}
+	if strings.HasSuffix(network, "6") {
+		return nil // whose routers make no fragments
+	}
+	err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT)
+	return os.NewSyscallError("setsockopt IP_MTU_DISCOVER", err)
 }
