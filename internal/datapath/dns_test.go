@@ -4,10 +4,13 @@ package datapath
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/target"
 	"github.com/netfence/netfence/policy"
@@ -334,5 +337,39 @@ func TestDNSAddresses(t *testing.T) {
 		if got, ok := CgroupIndex(netip.MustParseAddr(a)); ok {
 			t.Errorf("%s is of %d", a, got)
 		}
+	}
+}
+
+// TestMTU: whoever answers an interface knows what its device takes by now.
+func TestMTU(t *testing.T) {
+	d := open(t, pinDir(t))
+	tg := vethTarget(t, "v0")
+	interfaces, ok := d.Index(attach(t, d, tg))
+	cgroups, also := d.Index(attach(t, d, cgroupTarget(t)))
+	if !ok || !also {
+		t.Fatal("not attached")
+	}
+	link, err := netlink.LinkByIndex(tg.Ifindex)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(index uint32, want int) {
+		t.Helper()
+		if mtu, err := d.MTU(index); err != nil || mtu != want {
+			t.Errorf("%d, %v, want %d", mtu, err, want)
+		}
+	}
+	expect(interfaces, 1500)
+	if err := netlink.LinkSetMTU(link, 576); err != nil {
+		t.Fatal(err)
+	}
+	expect(interfaces, 576)
+	expect(cgroups, 0)
+	expect(maxAttachments-1, 0)
+	if err := netlink.LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	if mtu, err := d.MTU(interfaces); !errors.Is(err, unix.ENODEV) && mtu != 0 {
+		t.Errorf("of a device that is gone: %d, %v", mtu, err)
 	}
 }

@@ -24,6 +24,8 @@ type Kernel interface {
 	// with an error, nothing of them. datapath.ErrStale: decide anew;
 	// datapath.ErrFull: a limit is reached.
 	Learn(lessons []datapath.Lesson) error
+	// MTU returns what a packet may be to leave by the device of index; 0: any size.
+	MTU(index uint32) (int, error)
 }
 
 // Remote decides queries in proxy mode.

@@ -31,6 +31,7 @@ type kernel struct {
 	refuse  func() error // nil: takes everything
 	lessons []datapath.Lesson
 	learned map[netip.Addr]bool
+	mtu     int
 }
 
 func (k *kernel) Chain(index uint32) []datapath.Member {
@@ -60,6 +61,12 @@ func (k *kernel) Learn(lessons []datapath.Lesson) error {
 		}
 	}
 	return nil
+}
+
+func (k *kernel) MTU(uint32) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.mtu, nil
 }
 
 // set puts policies in force for index, innermost first; their ids are a, b, c …

@@ -151,7 +151,7 @@ func (j *job) answer(o *outbox) {
 	last := j.tries == maxStale-1
 	reply, err := j.s.answer(j.q, j.chain, j.ruling, &j.known, j.failed, last)
 	if !errors.Is(err, datapath.ErrStale) {
-		j.done(reply, o)
+		j.done(j.fit(reply), o)
 		return
 	}
 	if !last {
