@@ -20,8 +20,10 @@ const (
 	// idleStream for how long (RFC 7766 section 6.2.3).
 	idleStreams = 4
 	idleStream  = 3 * time.Second
-	// streamsPerServer is how many connections one server is bothered with.
+	// streamsPerServer are how many connections one server is bothered with, and streamsEach how many of them for one
+	// attachment.
 	streamsPerServer = 64
+	streamsEach      = 32
 )
 
 // stream is a TCP connection to a server. It carries one query at a time.
@@ -51,6 +53,10 @@ func (t *try) exchange(ctx context.Context, edns bool) (a *answer, err error) {
 		return nil, err
 	}
 	binary.BigEndian.PutUint16(t.sent, uint16(rand.Uint32()))
+	if !t.server.streaming.enterWhenFree(ctx, t.quest.r.index) {
+		return nil, errBusy
+	}
+	defer t.server.streaming.leave(t.quest.r.index)
 	for {
 		c, err := t.server.connection(ctx)
 		if err != nil {
@@ -62,7 +68,6 @@ func (t *try) exchange(ctx context.Context, edns bool) (a *answer, err error) {
 			return a, nil
 		}
 		c.Close()
-		t.server.gone()
 		if !c.used || errors.Is(err, errNoEDNS) || ctx.Err() != nil {
 			return nil, netError(ctx, err)
 		}
@@ -106,26 +111,13 @@ func (s *server) connection(ctx context.Context) (*stream, error) {
 			return c, nil
 		}
 	}
-	if s.connected >= streamsPerServer {
-		s.mu.Unlock()
-		return nil, errBusy
-	}
-	s.connected++
 	s.mu.Unlock()
 	dialer := net.Dialer{Control: s.u.control}
 	c, err := dialer.DialContext(ctx, "tcp", s.addr.String())
 	if err != nil {
-		s.gone()
 		return nil, err
 	}
 	return &stream{Conn: c}, nil
-}
-
-// gone takes note that a connection is closed.
-func (s *server) gone() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.connected--
 }
 
 // keep has a connection wait for more to ask.
@@ -134,7 +126,6 @@ func (s *server) keep(c *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.streams) == idleStreams || s.closed {
-		s.connected--
 		c.Close()
 		return
 	}
@@ -143,7 +134,6 @@ func (s *server) keep(c *stream) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.streams = slices.DeleteFunc(s.streams, func(other *stream) bool { return other == c })
-		s.connected--
 	})
 	s.streams = append(s.streams, c)
 }

@@ -182,6 +182,8 @@ func (q *quest) answered(t *try, a *answer, err error) {
 			return
 		}
 		q.spent(t.server, unreachable(t.server, err))
+	case errors.Is(err, errBusy): // not the server
+		q.spent(t.server, unreachable(t.server, err))
 	default:
 		t.server.bad(now)
 		q.spent(t.server, unreachable(t.server, err))

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -26,7 +27,7 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	a, err := s.remotes.ask(ctx, s.Remote, v.ID, q)
+	a, err := s.remotes.ask(ctx, s.Remote, v.Member, q)
 	if err != nil {
 		r.detail = err.Error()
 		return failed, "the control plane did not decide"
@@ -57,9 +58,18 @@ func (s *Server) askRemote(ctx context.Context, q *query, v *voice, r *ruling) (
 	return allowed, ""
 }
 
+// What a control plane is asked at once, by one attachment and by all: its server need take no more, as package
+// controlplane's does not (1,024 of a daemon, streams included). The rest waits, and not for those of others.
+const (
+	remoteEach = 32
+	remoteAll  = 1000
+)
+
 // remotes has no question of an attachment asked twice at once of a control plane:
 // who asks the same meanwhile has the same word.
 type remotes struct {
+	places gate
+
 	mu    sync.Mutex
 	asked map[remoteKey]*remoteFlight
 }
@@ -78,7 +88,8 @@ type remoteFlight struct {
 
 // ask asks for q, or waits for what somebody else is told who asks already. If
 // that one has no more time and ctx has, it is asked again.
-func (m *remotes) ask(ctx context.Context, remote Remote, id string, q *query) (RemoteAnswer, error) {
+func (m *remotes) ask(ctx context.Context, remote Remote, whose datapath.Member, q *query) (RemoteAnswer, error) {
+	id, index := whose.ID, whose.Index
 	key := remoteKey{id, q.name, q.Qtype}
 	for {
 		m.mu.Lock()
@@ -90,7 +101,12 @@ func (m *remotes) ask(ctx context.Context, remote Remote, id string, q *query) (
 			}
 			m.asked[key] = f
 			m.mu.Unlock()
-			f.answer, f.err = remote.QueryDNS(ctx, id, q.Name, q.typeName())
+			if m.places.enterWhenFree(ctx, index) {
+				f.answer, f.err = remote.QueryDNS(ctx, id, q.Name, q.typeName())
+				m.places.leave(index)
+			} else {
+				f.err = ctx.Err()
+			}
 			f.left = f.err != nil && ctx.Err() != nil
 			m.mu.Lock()
 			delete(m.asked, key)

@@ -16,6 +16,7 @@ import (
 type request struct {
 	dns.Question // in lower case
 	do, cd, ad   bool
+	index        uint32 // who asked first
 }
 
 var (

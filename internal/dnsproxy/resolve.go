@@ -32,7 +32,8 @@ func (q *query) request(r *ruling) *request {
 		Question: dns.Question{Name: strings.ToLower(q.Name), Qtype: q.Qtype, Qclass: q.Qclass},
 		do:       q.do, ad: q.ad,
 		// What opens the filter is checked whether or not the client wants it.
-		cd: q.cd && len(r.voices) == 0,
+		cd:    q.cd && len(r.voices) == 0,
+		index: q.peer.Index,
 	}
 }
 

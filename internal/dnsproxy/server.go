@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +53,7 @@ func New(o Options) (*Server, error) {
 	s.host.read = o.HostAddrs
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
+	s.remotes.places = gate{each: remoteEach, all: remoteAll}
 	return s, nil
 }
 
@@ -184,7 +186,12 @@ type gate struct {
 	mu    sync.Mutex
 	total int
 	by    map[uint32]int // no zeros
-	freed chan struct{}  // closed when a place becomes free, if anybody waits
+	queue []*waiting     // for a place, in turn
+}
+
+type waiting struct {
+	index   uint32
+	entered chan struct{} // closed when it has its place
 }
 
 func (g *gate) enter(index uint32) bool {
@@ -207,25 +214,32 @@ func (g *gate) enterLocked(index uint32) bool {
 
 // enterWhenFree waits for a place; false: ctx ended first.
 func (g *gate) enterWhenFree(ctx context.Context, index uint32) bool {
-	for {
-		g.mu.Lock()
-		if g.enterLocked(index) {
-			g.mu.Unlock()
-			return true
-		}
-		if g.freed == nil {
-			g.freed = make(chan struct{})
-		}
-		freed := g.freed
+	g.mu.Lock()
+	if g.enterLocked(index) {
 		g.mu.Unlock()
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return false
-		}
+		return true
 	}
+	w := &waiting{index, make(chan struct{})}
+	g.queue = append(g.queue, w)
+	g.mu.Unlock()
+	select {
+	case <-w.entered:
+		return true
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	at := slices.Index(g.queue, w)
+	if at >= 0 {
+		g.queue = slices.Delete(g.queue, at, at+1)
+	}
+	g.mu.Unlock()
+	if at < 0 { // meanwhile
+		g.leave(index)
+	}
+	return false
 }
 
+// leave gives a place back. Who may have one by now gets it in turn, and whoever has enough is passed over.
 func (g *gate) leave(index uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -233,10 +247,13 @@ func (g *gate) leave(index uint32) {
 	if g.by[index]--; g.by[index] == 0 {
 		delete(g.by, index)
 	}
-	if g.freed != nil {
-		close(g.freed)
-		g.freed = nil
-	}
+	g.queue = slices.DeleteFunc(g.queue, func(w *waiting) bool {
+		if !g.enterLocked(w.index) {
+			return false
+		}
+		close(w.entered)
+		return true
+	})
 }
 
 // backoff spaces out the retries of a socket that fails, and gives up on one

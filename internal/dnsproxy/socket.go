@@ -47,16 +47,17 @@ type server struct {
 	u    *upstream
 
 	// mu guards what follows. Lock order: server.mu before socket.mu.
-	mu        sync.Mutex
-	open      []*socket // that take queries
-	flight    int       // on all its sockets, those that take no more included
-	plain     time.Time // until when it is asked without EDNS
-	failed    time.Time // when it last did; zero: it answers
-	missed    int       // answers in a row that did not come in time
-	rtt       time.Duration
-	streams   []*stream // TCP connections that wait for use
-	connected int       // TCP connections
-	closed    bool
+	mu      sync.Mutex
+	open    []*socket // that take queries
+	flight  int       // on all its sockets, those that take no more included
+	plain   time.Time // until when it is asked without EDNS
+	failed  time.Time // when it last did; zero: it answers
+	missed  int       // answers in a row that did not come in time
+	rtt     time.Duration
+	streams []*stream // TCP connections that wait for use
+	closed  bool
+
+	streaming gate // queries over TCP
 }
 
 // socket is a connected UDP socket, and so a source port.

@@ -82,7 +82,7 @@ func (u *upstream) at(addrs []netip.AddrPort) []*server {
 			if len(u.servers) >= maxServers {
 				maps.DeleteFunc(u.servers, func(_ netip.AddrPort, s *server) bool { return s.idle() })
 			}
-			s = &server{addr: addr, u: u}
+			s = &server{addr: addr, u: u, streaming: gate{each: streamsEach, all: streamsPerServer}}
 			u.servers[addr] = s
 		}
 		servers = append(servers, s)
