@@ -35,6 +35,7 @@ large IN TXT $TXT
 dangling IN CNAME nowhere
 _s._tcp IN SRV 0 0 443 a
 a IN TYPE65280 \# 3 010203
+forged IN A 203.0.113.4
 `
 
 // upstreams that are not ours. %[3]s is the directory that signedZone has made.
@@ -149,6 +150,81 @@ func TestRealUpstreams(t *testing.T) {
 	}
 }
 
+// validating is unbound that answers from the zone what is signed as the zone's parent says.
+var validating = peer{"unbound", netip.MustParseAddrPort(upstream + ":53"), "unbound", peers[0].args, `
+server:
+	interface: %[1]s@%[2]d
+	access-control: 0.0.0.0/0 allow
+	do-ip6: no
+	chroot: ""
+	username: ""
+	pidfile: ""
+	use-syslog: no
+	logfile: ""
+	do-daemonize: no
+	module-config: "validator iterator"
+	trust-anchor-file: "%[3]s/dsset-example."
+	ede: yes
+remote-control:
+	control-enable: no
+auth-zone:
+	name: "example."
+	zonefile: "%[3]s/zone.signed"
+	for-downstream: no
+	for-upstream: yes
+`}
+
+// TestValidatingUpstream: what the upstream has verified is called so to who wants to know; what it found to be forged
+// is not had by anybody, not even by who would rather not have it checked, and the reason comes through.
+func TestValidatingUpstream(t *testing.T) {
+	testenv.Require(t, testenv.Program(validating.program))
+	zone := signedZone(t)
+	file := filepath.Join(zone, "zone.signed")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := strings.ReplaceAll(string(text), "203.0.113.4", "203.0.113.5")
+	if forged == string(text) {
+		t.Fatal("there is nothing to forge")
+	}
+	if err := os.WriteFile(file, []byte(forged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newUnserved(t, testenv.VethDevice)
+	s.hasUpstream(t)
+	validating.run(t, s.Outside, zone)
+	s.Policy(t, "names.yaml", allowing("example", "*.example"))
+	s.Start(t)
+	s.both(t, func(t *testing.T, p place, id string) {
+		for _, test := range []struct {
+			args     []string
+			verified bool
+		}{
+			{[]string{"a.example", "A", "+adflag"}, true},
+			{[]string{"a.example", "A", "+noadflag"}, false},
+			{[]string{"b.example", "A", "+noadflag", "+dnssec"}, true},
+			{[]string{"q.wild.example", "A", "+dnssec", "+tcp"}, true},
+			{[]string{"none.example", "A", "+dnssec"}, true},
+			{[]string{"a.example", "HTTPS", "+dnssec"}, true},
+		} {
+			a := p.sections(t, public, test.args)
+			if a.status != "NOERROR" && a.status != "NXDOMAIN" || a.flag("ad") != test.verified {
+				t.Errorf("%s: %s", test.args, a.text)
+			}
+		}
+		for _, flag := range []string{"+dnssec", "+nodnssec", "+cdflag"} {
+			a := p.sections(t, public, []string{"forged.example", "A", flag})
+			if a.status != "SERVFAIL" || len(a.records) != 0 || !strings.Contains(a.text, "upstream: ") || !strings.Contains(a.text, "Bogus") {
+				t.Errorf("forged, %s: %s", flag, a.text)
+			}
+		}
+		s.reaches(t, p, false, "203.0.113.4", "203.0.113.5")
+		s.reaches(t, p, true, "203.0.113.1", "203.0.113.2")
+	})
+	s.nobodyElseAsked(t)
+}
+
 // hasUpstream gives a device the upstream's address: BIND listens on no other.
 func (s *named) hasUpstream(t *testing.T) {
 	t.Helper()
@@ -191,4 +267,11 @@ func (p place) sections(t *testing.T, server string, args []string) (a sections)
 	}
 	slices.Sort(a.records) // a set has no order
 	return a
+}
+
+// flag reports whether the header has one, as dig names it.
+func (a sections) flag(name string) bool {
+	_, flags, _ := strings.Cut(a.text, "flags:")
+	flags, _, _ = strings.Cut(flags, ";")
+	return slices.Contains(strings.Fields(flags), name)
 }
