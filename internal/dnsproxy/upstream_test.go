@@ -291,6 +291,18 @@ func TestPatience(t *testing.T) {
 	}
 }
 
+// TestTries holds that no query is asked without end, however soon servers are asked again and however long they are
+// waited for.
+func TestTries(t *testing.T) {
+	silent := []*resolver{resolve(t, func(*dns.Msg, string) *dns.Msg { return nil }), resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })}
+	w := serve(t, Options{TryTimeout: time.Microsecond, Timeout: time.Second}, silent, allowlist("*"))
+	m := w.ask(t, "a.example", dns.TypeA)
+	first, second := len(silent[0].queries()), len(silent[1].queries())
+	if m.Rcode != dns.RcodeServerFailure || first+second != maxTries || first != second {
+		t.Errorf("asked %d and %d times: %v", first, second, m)
+	}
+}
+
 // TestWhatServersSay holds that the reason of an upstream reaches the client.
 func TestWhatServersSay(t *testing.T) {
 	up := resolve(t, func(q *dns.Msg, _ string) *dns.Msg {
