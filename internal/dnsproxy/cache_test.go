@@ -150,6 +150,42 @@ func TestLifeOf(t *testing.T) {
 	}
 }
 
+// TestNegativeAnswers holds that it is kept that there is nothing, for as long as the SOA says (RFC 2308 section 5), counted
+// down, and that it is told nobody to whom the name is refused.
+func TestNegativeAnswers(t *testing.T) {
+	for name, rcode := range map[string]int{"no such name": dns.RcodeNameError, "no such data": dns.RcodeSuccess} {
+		synctest.Test(t, func(t *testing.T) {
+			n := 0
+			w := caching(t, counted(&n, answering(t, rcode, "--", "example. 3600 SOA ns.example. h.example. 1 2 3 4 60")), allowlist("*"))
+			w.kernel.set(t, 20, allowlist("other.example"))
+			w.kernel.set(t, 30, allowlist("*"))
+			q := questionFor("a.example", dns.TypeA)
+			for _, tt := range []struct {
+				index uint32
+				wait  time.Duration
+				n     int
+				ttl   uint32
+			}{{index, 0, 1, 60}, {index, 20 * time.Second, 1, 40}, {30, 39 * time.Second, 1, 1}, {index, time.Second, 2, 60}} {
+				<-time.After(tt.wait)
+				m := w.asks(t, tt.index, q)
+				if n != tt.n || m.Rcode != rcode || len(m.Answer) != 0 || len(m.Ns) != 1 || m.Ns[0].Header().Ttl > tt.ttl {
+					t.Errorf("%s, asked %d times: %v", name, n, m)
+				}
+				if code, _ := explained(m); code != 0 {
+					t.Errorf("%s, refused: %v", name, m)
+				}
+				m = w.asks(t, 20, q)
+				if code, _ := explained(m); code != dns.ExtendedErrorCodeBlocked || m.Rcode != dns.RcodeNameError || n != tt.n {
+					t.Errorf("%s, to whom it is refused: %v", name, m)
+				}
+			}
+			if taught := w.kernel.taught(); len(taught) != 0 {
+				t.Errorf("taught %+v", taught)
+			}
+		})
+	}
+}
+
 // TestCacheIsBounded holds that the cache takes what it may, and gives up what
 // was not asked for the longest.
 func TestCacheIsBounded(t *testing.T) {

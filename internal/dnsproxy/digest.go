@@ -232,10 +232,12 @@ func (p *plain) build(wire []byte, qtype uint16, answer, authority []record, nam
 		p.msg, end, _ = expand(p.msg, wire, r.data)
 		p.msg, end, _ = expand(p.msg, wire, end)
 		p.msg = append(p.msg, wire[end:end+20]...)
+		// How long there is nothing (RFC 2308 section 3), where a server says more.
+		r.ttl = min(r.ttl, binary.BigEndian.Uint32(p.msg[len(p.msg)-4:]))
+		binary.BigEndian.PutUint32(p.msg[p.ttls[len(p.ttls)-1]:], r.ttl)
 		binary.BigEndian.PutUint16(p.msg[from-2:], uint16(len(p.msg)-from))
 		if len(p.addrs) == 0 || p.msg[3]&0xf != dns.RcodeSuccess {
-			p.life = min(p.ttl, r.ttl, binary.BigEndian.Uint32(p.msg[len(p.msg)-4:]))
-			p.life = min(p.life, seconds(longestNegative))
+			p.life = min(p.ttl, r.ttl, seconds(longestNegative))
 		}
 		count++
 	}

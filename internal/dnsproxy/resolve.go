@@ -84,6 +84,11 @@ func (f *found) count(m *dns.Msg) {
 		}
 		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeStaleAnswer, ExtraText: "no server answers, this is what one said before"})
 	}
+	for _, rr := range m.Ns {
+		if soa, ok := rr.(*dns.SOA); ok { // how long there is nothing (RFC 2308 section 3), where a server says more
+			soa.Hdr.Ttl = min(validTTL(soa.Hdr.Ttl), soa.Minttl)
+		}
+	}
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
 			h := rr.Header()
