@@ -60,6 +60,37 @@ func TestLargeAnswers(t *testing.T) {
 	}
 }
 
+// TestManyAddresses: a name with more addresses than a datagram holds, for resolvers that ask again over TCP and one that
+// does not (musl before 1.2.4); whatever they were told may be reached, and all of it at once.
+func TestManyAddresses(t *testing.T) {
+	zone := testenv.Zone{}
+	var addrs []string
+	for i := range 100 {
+		addr := fmt.Sprintf("203.0.113.%d", i+1)
+		addrs = append(addrs, addr)
+		zone.Records = append(zone.Records, "many.example. 60 IN A "+addr)
+	}
+	s := newNamed(t, testenv.VethDevice, zone)
+	s.Policy(t, "names.yaml", allowing("many.example"))
+	s.Start(t)
+	s.both(t, func(t *testing.T, p place, id string) {
+		for _, by := range []testenv.Resolver{testenv.Glibc, testenv.GoResolver, testenv.Dig} {
+			if a := s.look(t, p, testenv.Lookup{By: by, Name: "many.example"}); !sameAddrs(a.Addrs, addrs...) {
+				t.Errorf("%s has %d addresses: %s", by, len(a.Addrs), a)
+			}
+		}
+		if a := s.look(t, p, testenv.Lookup{By: testenv.Musl, Name: "many.example"}); len(a.Addrs) < 20 {
+			t.Errorf("%s", a)
+		}
+		s.reaches(t, p, true, addrs[0], addrs[50], addrs[99])
+		s.reaches(t, p, false, "203.0.113.101")
+		if learned := s.learned(t, id); len(learned) != len(addrs) {
+			t.Errorf("policy show lists %d addresses", len(learned))
+		}
+	})
+	s.nobodyElseAsked(t)
+}
+
 func setMTU(t *testing.T, ns *testenv.NS, name string, mtu int) {
 	t.Helper()
 	var err error

@@ -14,7 +14,7 @@ import (
 // port, even to addresses that are allowed; and port 53 leads to Netfence only, whatever is sent there.
 func TestOtherWaysToNames(t *testing.T) {
 	s := newNamed(t, testenv.VethDevice, testenv.Zone{})
-	for _, port := range []uint16{137, 853, 5353, 5355} {
+	for _, port := range []uint16{137, 443, 853, 5353, 5355} {
 		testenv.EchoServer(t, s.Outside, port)
 	}
 	tcp := []testenv.ProbeKind{testenv.TCP}
@@ -31,6 +31,9 @@ func TestOtherWaysToNames(t *testing.T) {
 			{"a rule names the port", "203.0.113.9:853", tcp, false, true},
 			{"a rule names the port, other protocol", "203.0.113.9:853", udpKinds, false, closed},
 			{"another port", "203.0.113.1:7", tcpUDP, false, true},
+			{"DNS over HTTPS is an address like any other: allowed", "203.0.113.1:443", tcpUDP, false, true},
+			{"or not", public + ":443", tcpUDP, false, false},
+			{"or not, IPv6", "[" + public6 + "]:443", tcpUDP, false, false},
 		}
 	}
 	const allow = "allow: [" + alwaysAllowed + ", 203.0.113.0/24, 2001:db8:200::/48, \"203.0.113.9:853/tcp\"]\n"

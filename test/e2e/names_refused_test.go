@@ -53,20 +53,30 @@ func TestRefusedNames(t *testing.T) {
 	s.nobodyElseAsked(t)
 }
 
-// TestRefusedWithRefused is what a policy may ask for.
+// TestRefusedWithRefused is what a policy may ask for, and the configuration for those that do not say.
 func TestRefusedWithRefused(t *testing.T) {
-	s := newNamed(t, testenv.VethDevice, testenv.Zone{})
-	s.Policy(t, "names.yaml", "mode: allowlist\ndns: {refuse_with: refused}\n")
-	s.Start(t)
-	s.both(t, func(t *testing.T, p place, _ string) {
-		if a := s.dig(t, p, "www.example"); a.Status != "REFUSED" || !strings.HasPrefix(a.Extended, "15 (Blocked)") {
-			t.Errorf("want REFUSED with an extended error:\n%s", a)
-		}
-	})
-	if n := s.Upstream.Asked(nil); n != 0 {
-		t.Errorf("the upstream was asked %d times", n)
+	for _, test := range []struct{ configured, policy, want string }{
+		{"nxdomain", "refused", "REFUSED"}, {"refused", "", "REFUSED"}, {"refused", "nxdomain", "NXDOMAIN"},
+	} {
+		t.Run(test.configured+" "+test.policy, func(t *testing.T) {
+			s := newNamed(t, testenv.VethDevice, testenv.Zone{}, "NETFENCE_DNS_REFUSE_WITH="+test.configured)
+			policy := "mode: allowlist\n"
+			if test.policy != "" {
+				policy += "dns: {refuse_with: " + test.policy + "}\n"
+			}
+			s.Policy(t, "names.yaml", policy)
+			s.Start(t)
+			s.both(t, func(t *testing.T, p place, _ string) {
+				if a := s.dig(t, p, "www.example"); a.Status != test.want || !strings.HasPrefix(a.Extended, "15 (Blocked)") {
+					t.Errorf("want %s with an extended error:\n%s", test.want, a)
+				}
+			})
+			if n := s.Upstream.Asked(nil); n != 0 {
+				t.Errorf("the upstream was asked %d times", n)
+			}
+			s.nobodyElseAsked(t)
+		})
 	}
-	s.nobodyElseAsked(t)
 }
 
 // TestBlockAllNames refuses every query, whatever the policy says of names.

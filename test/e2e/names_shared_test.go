@@ -79,3 +79,36 @@ func TestOneCache(t *testing.T) {
 		t.Errorf("another resolver was asked %d times", n)
 	}
 }
+
+// TestStaleNames: an answer that is over is none when no server gives another, unless the configuration says so; and then it
+// says that of itself, and opens the filter as any other.
+func TestStaleNames(t *testing.T) {
+	for name, env := range map[string][]string{"by default": nil, "on": {"NETFENCE_DNS_SERVE_STALE=1h"}} {
+		t.Run(name, func(t *testing.T) {
+			zone := testenv.Zone{Records: []string{"www.example. 1 IN A 203.0.113.1", "never.example. 1 IN A 203.0.113.2"}}
+			s := newNamed(t, testenv.VethDevice, zone, append(env, "NETFENCE_DNS_MIN_TTL=1s", "NETFENCE_DNS_GRACE=1s")...)
+			s.Policy(t, "names.yaml", allowing("*.example"))
+			s.Start(t)
+			s.attach(t, s.inside)
+			s.resolves(t, s.inside, "www.example", "203.0.113.1")
+			s.Upstream.Fail(true)
+			testenv.Eventually(t, "the answer and what it opened are over", func() bool {
+				a := s.dig(t, s.inside, "www.example")
+				return (a.Status == "SERVFAIL" || strings.HasPrefix(a.Extended, "3 (Stale Answer)")) && (len(env) > 0 || !s.opens(t, s.inside, "203.0.113.1"))
+			})
+			a := s.dig(t, s.inside, "www.example")
+			if stale := a.Status == "NOERROR" && sameAddrs(a.Addrs, "203.0.113.1"); stale != (len(env) > 0) {
+				t.Errorf("%s", a)
+			}
+			s.reaches(t, s.inside, len(env) > 0, "203.0.113.1")
+			if a := s.dig(t, s.inside, "never.example"); a.Status != "SERVFAIL" {
+				t.Errorf("what was never known: %s", a)
+			}
+			zone.Records[0] = "www.example. 60 IN A 203.0.113.1"
+			s.Upstream.Serve(t, zone)
+			s.Upstream.Fail(false)
+			s.resolves(t, s.inside, "www.example", "203.0.113.1")
+			s.reaches(t, s.inside, true, "203.0.113.1")
+		})
+	}
+}
