@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -175,6 +176,9 @@ func sockaddr(a netip.AddrPort, family int) unix.Sockaddr {
 		zone := uint32(0)
 		if a.Addr().IsLinkLocalUnicast() && a.Addr().Is6() {
 			zone = 2 // the workload's only device
+			if dev, err := net.InterfaceByName(a.Addr().Zone()); err == nil {
+				zone = uint32(dev.Index)
+			}
 		}
 		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone}
 	}
@@ -254,7 +258,7 @@ func answered(t *testing.T, index uint32, asked []question, all [][]outcome) {
 	t.Helper()
 	for i, q := range asked {
 		for j, o := range all[i] {
-			server := q.Servers[j]
+			server := netip.AddrPortFrom(q.Servers[j].Addr().WithZone(""), q.Servers[j].Port())
 			switch {
 			case o.Call != "":
 				t.Errorf("%s %s: %s", q.Kind, server, o.Call)

@@ -49,6 +49,13 @@ func TestCgroups(t *testing.T) {
 		asked := []question{{Kind: "udp", Servers: servers}, {Kind: "connected", Servers: servers}, {Kind: "udp-mapped", Servers: servers}}
 		answered(t, index, asked, ask(t, nil, cg, asked...))
 	})
+	// A zone is kept by the kernel as the way that a datagram takes, which does not lead to the listener.
+	t.Run("a resolver of the link", func(t *testing.T) {
+		asked := questions(plainKinds, []string{"fe80::1%up0"})
+		all := ask(t, nil, cg, asked...)
+		answered(t, index, asked[1:], all[1:])
+		unanswered(t, asked[:1], all[:1], unix.EPERM)
+	})
 	t.Run("the host asks on its behalf", func(t *testing.T) {
 		asked := []question{{Kind: "udp", Servers: []netip.AddrPort{own}}, {Kind: "tcp", Servers: []netip.AddrPort{own}}}
 		answered(t, index, asked, ask(t, nil, nil, asked...))
