@@ -29,6 +29,7 @@ type question struct {
 	Servers []netip.AddrPort
 	Repeat  int            // with a new socket each; the first that is not answered tells
 	Bind    netip.AddrPort // the socket, first; none: not bound
+	Device  string         // to bind it to
 	Wait    bool           // for a line on stdin, after the first server; go on with the same connection
 }
 
@@ -83,6 +84,11 @@ func (q question) ask() []outcome {
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &unix.Timeval{Sec: 1}); err != nil {
 			return []outcome{failed("setsockopt", err)}
+		}
+	}
+	if q.Device != "" {
+		if err := unix.BindToDevice(fd, q.Device); err != nil {
+			return []outcome{failed("bind to device", err)}
 		}
 	}
 	if q.Bind.IsValid() {

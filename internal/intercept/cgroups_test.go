@@ -56,6 +56,19 @@ func TestCgroups(t *testing.T) {
 		answered(t, index, asked[1:], all[1:])
 		unanswered(t, asked[:1], all[:1], unix.EPERM)
 	})
+	t.Run("a socket with an address of its own, or a device", func(t *testing.T) {
+		var asked []question
+		for _, kind := range plainKinds {
+			asked = append(asked,
+				question{Kind: kind, Servers: []netip.AddrPort{port53("9.9.9.9")}, Bind: netip.MustParseAddrPort("192.0.2.1:0")},
+				question{Kind: kind, Servers: []netip.AddrPort{port53("2620:fe::fe")}, Bind: netip.MustParseAddrPort("[2001:db8:2::1]:0")})
+		}
+		answered(t, index, asked, ask(t, nil, cg, asked...))
+		for i := range asked {
+			asked[i].Device = "up0"
+		}
+		unanswered(t, asked, ask(t, nil, cg, asked...), unix.EPERM, unix.EINPROGRESS)
+	})
 	t.Run("the host asks on its behalf", func(t *testing.T) {
 		asked := []question{{Kind: "udp", Servers: []netip.AddrPort{own}}, {Kind: "tcp", Servers: []netip.AddrPort{own}}}
 		answered(t, index, asked, ask(t, nil, nil, asked...))
