@@ -27,7 +27,7 @@ func BenchmarkFloodedNames(b *testing.B) {
 		l := load{"one outstanding", "fresh.example", freshNames, "1", true}
 		file := l.write(b)
 		server := netip.AddrPortFrom(netip.MustParseAddr(public), 53)
-		quiet := asked{"alone", s.Host, s.job.cg, server}
+		quiet := asked{"alone", s.Host, s.job.cg, server, s.PID()}
 		for _, flooded := range []bool{false, true} {
 			stop := func() {}
 			if flooded {

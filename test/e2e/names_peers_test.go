@@ -79,26 +79,25 @@ fresh.example:%[2]d {
 `},
 }
 
-// start starts the peer beside the daemon; why not, if it is not to be had on this machine.
-func (p peer) start(t testing.TB, ns *testenv.NS) (why error) {
+// start starts the peer beside the daemon, as a process; why not, if it is not to be had on this machine.
+func (p peer) start(t testing.TB, ns *testenv.NS) (pid int, why error) {
 	t.Helper()
 	if p.name == "CoreDNS" {
 		build := exec.Command("go", "build", "-o", p.program, ".")
 		build.Dir = filepath.Join("..", "..", "bench", "coredns")
 		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("go build: %v: %s", err, strings.TrimSpace(string(out)))
+			return 0, fmt.Errorf("go build: %v: %s", err, strings.TrimSpace(string(out)))
 		}
 		defer os.Remove(p.program) // it runs on
 	}
 	if _, err := exec.LookPath(p.program); err != nil {
-		return err
+		return 0, err
 	}
-	p.run(t, ns, upstream)
-	return nil
+	return p.run(t, ns, upstream), nil
 }
 
 // run starts the program in the namespace, and waits until it answers.
-func (p peer) run(t testing.TB, ns *testenv.NS, upstream string) {
+func (p peer) run(t testing.TB, ns *testenv.NS, upstream string) (pid int) {
 	t.Helper()
 	dir := t.TempDir()
 	conf := fmt.Sprintf(p.conf, p.at.Addr(), p.at.Port(), upstream)
@@ -119,7 +118,7 @@ func (p peer) run(t testing.TB, ns *testenv.NS, upstream string) {
 			reply, _, err = client.Exchange(query, p.at.String())
 		})
 		if err == nil && reply.Rcode != dns.RcodeServerFailure {
-			return
+			return cmd.Process.Pid
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%s does not answer: %v, %v: %s", p.name, err, reply, &said)
