@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"sync"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,12 +32,11 @@ type Batch struct {
 
 	n     int // received, or to be sent
 	v6    bool
-	wait  bool
 	from  int // the first that is not sent yet
 	err   error
 	fails func(i int, err error)
-	read  func(uintptr) bool
-	write func(uintptr) bool
+	read  func(uintptr)
+	write func(uintptr)
 }
 
 // New returns room for n datagrams of size bytes, each with so many bytes of
@@ -62,43 +59,37 @@ func New(n, size, control int, v6 bool) *Batch {
 	return b
 }
 
-// Receive waits for a datagram, if wait is set, and takes all that are there
-// and find room. None: there were none, and it did not wait.
-func (b *Batch) Receive(c syscall.RawConn, wait bool) (n int, err error) {
-	b.prepare(wait)
-	if err := c.Read(b.read); err != nil {
-		return 0, err
-	}
-	return b.n, b.err
-}
-
-func (b *Batch) prepare(wait bool) {
+// Receive takes all datagrams that are there and find room. It does not wait for any.
+func (b *Batch) Receive(c *Conn) (n int, err error) {
 	for i := range b.headers {
 		h := &b.headers[i]
 		b.vectors[i].SetLen(b.size)
 		h.Name, h.Namelen, h.Flags = (*byte)(unsafe.Pointer(&b.names[i])), uint32(unsafe.Sizeof(b.names[i])), 0
 		h.SetControllen(b.controls)
 	}
-	b.n, b.wait, b.err = 0, wait, nil
+	b.n, b.err = 0, nil
+	if err := c.Control(b.read); err != nil {
+		return 0, err
+	}
+	return b.n, b.err
 }
 
 // receive does not wait, and neither does send: the Go scheduler, which would take
 // the processor away from calls that last longer than some microseconds, as those
 // with many datagrams do, is not told of them.
-func (b *Batch) receive(fd uintptr) (done bool) {
+func (b *Batch) receive(fd uintptr) {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.headers[0])), uintptr(len(b.headers)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			b.n = int(n)
-			return true
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
-			return !b.wait
+		default:
+			b.err = os.NewSyscallError("recvmmsg", errno)
 		}
-		b.err = os.NewSyscallError("recvmmsg", errno)
-		return true
+		return
 	}
 }
 
@@ -170,13 +161,14 @@ func (b *Batch) address(name *unix.RawSockaddrInet6, to netip.AddrPort) uint32 {
 }
 
 // Send sends all that wait, and leaves none waiting. One that cannot be sent
-// keeps none of the others: failed is called for it, if it is not nil.
-func (b *Batch) Send(c syscall.RawConn, failed func(i int, err error)) {
+// keeps none of the others: failed is called for it, if it is not nil. What finds no
+// room in the socket's queue is lost, as it may be everywhere on its way.
+func (b *Batch) Send(c *Conn, failed func(i int, err error)) {
 	if b.n == 0 {
 		return
 	}
 	b.from, b.fails = 0, failed
-	if err := c.Write(b.write); err != nil { // the socket is closed
+	if err := c.Control(b.write); err != nil {
 		for ; b.from < b.n; b.from++ {
 			b.fail(err)
 		}
@@ -191,7 +183,7 @@ func (b *Batch) fail(err error) {
 	}
 }
 
-func (b *Batch) send(fd uintptr) (done bool) {
+func (b *Batch) send(fd uintptr) {
 	for b.from < b.n {
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.headers[b.from])), uintptr(b.n-b.from), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
@@ -199,47 +191,10 @@ func (b *Batch) send(fd uintptr) (done bool) {
 			b.from += int(n)
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return false
+			b.from = b.n
 		default:
 			b.fail(os.NewSyscallError("sendmmsg", errno))
 			b.from++
 		}
 	}
-	return true
 }
-
-// Pool has room for datagrams that are received, for as many sockets as like: one
-// that waits holds none.
-type Pool struct{ pool sync.Pool }
-
-// NewPool returns one of batches as New makes them.
-func NewPool(n, size, control int) *Pool {
-	return &Pool{sync.Pool{New: func() any { return New(n, size, control, false) }}}
-}
-
-// Receive waits for a datagram and takes all that are there and find room. The
-// batch goes back by Put.
-func (p *Pool) Receive(c syscall.RawConn) (b *Batch, n int, err error) {
-	readErr := c.Read(func(fd uintptr) bool {
-		b = p.pool.Get().(*Batch)
-		b.prepare(true)
-		if b.receive(fd) {
-			return true
-		}
-		p.pool.Put(b)
-		b = nil
-		return false
-	})
-	switch {
-	case readErr != nil:
-		return nil, 0, readErr
-	case b.err != nil:
-		err = b.err
-		p.pool.Put(b)
-		return nil, 0, err
-	}
-	return b, b.n, nil
-}
-
-// Put gives a batch back.
-func (p *Pool) Put(b *Batch) { p.pool.Put(b) }

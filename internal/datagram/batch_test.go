@@ -7,13 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-func listen(t *testing.T, address string) (*net.UDPConn, syscall.RawConn, netip.AddrPort) {
+func listen(t *testing.T, address string) (*Conn, netip.AddrPort) {
 	t.Helper()
 	network := "udp4"
 	if netip.MustParseAddrPort(address).Addr().Is6() {
@@ -23,13 +22,13 @@ func listen(t *testing.T, address string) (*net.UDPConn, syscall.RawConn, netip.
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { pc.Close() })
-	c := pc.(*net.UDPConn)
-	raw, err := c.SyscallConn()
+	at := netip.MustParseAddrPort(pc.LocalAddr().String())
+	c, err := NewConn(pc.(*net.UDPConn))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c, raw, netip.MustParseAddrPort(c.LocalAddr().String())
+	t.Cleanup(func() { c.Close() })
+	return c, at
 }
 
 func unsendable(t *testing.T) func(int, error) {
@@ -40,8 +39,8 @@ func unsendable(t *testing.T) func(int, error) {
 // in as many batches as they need.
 func TestBatch(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
-		_, in, to := listen(t, address)
-		_, out, from := listen(t, address)
+		in, to := listen(t, address)
+		out, from := listen(t, address)
 		v6 := to.Addr().Is6()
 		sent, received := New(10, 32, 0, v6), New(4, 32, 0, v6)
 		for i := range 10 {
@@ -57,7 +56,7 @@ func TestBatch(t *testing.T) {
 		}
 		got := 0
 		for _, want := range []int{4, 4, 2, 0} {
-			n, err := received.Receive(in, want == 4)
+			n, err := received.Receive(in)
 			if err != nil || n != want {
 				t.Fatalf("%d, want %d: %v", n, want, err)
 			}
@@ -74,22 +73,23 @@ func TestBatch(t *testing.T) {
 
 // TestConnected holds that no address is needed where there is one already.
 func TestConnected(t *testing.T) {
-	_, in, to := listen(t, "127.0.0.1:0")
+	in, to := listen(t, "127.0.0.1:0")
 	c, err := net.Dial("udp4", to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	out, err := c.(*net.UDPConn).SyscallConn()
+	from := c.LocalAddr().String()
+	out, err := NewConn(c.(*net.UDPConn))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer out.Close()
 	b := New(2, 8, 0, false)
 	b.Add([]byte("a"), netip.AddrPort{}, nil)
 	b.Add([]byte("b"), netip.AddrPort{}, nil)
 	b.Send(out, unsendable(t))
 	received := New(2, 8, 0, false)
-	if n, err := received.Receive(in, true); n != 2 || err != nil || received.From(0).String() != c.LocalAddr().String() {
+	if n, err := received.Receive(in); n != 2 || err != nil || received.From(0).String() != from {
 		t.Errorf("%d from %v, %v", n, received.From(0), err)
 	}
 }
@@ -97,9 +97,14 @@ func TestConnected(t *testing.T) {
 // TestTooLong holds that what does not fit is not taken for whole, and does not
 // touch its neighbours.
 func TestTooLong(t *testing.T) {
-	c, in, to := listen(t, "127.0.0.1:0")
+	in, to := listen(t, "127.0.0.1:0")
+	c, err := net.Dial("udp4", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
 	for _, text := range []string{"12345678", "123456789", "", "1"} {
-		if _, err := c.WriteToUDPAddrPort([]byte(text), to); err != nil {
+		if _, err := c.Write([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -107,7 +112,7 @@ func TestTooLong(t *testing.T) {
 	if b.Add([]byte("123456789"), to, nil) || b.Add(nil, to, []byte{1}) {
 		t.Error("sent what does not fit")
 	}
-	n, err := b.Receive(in, true)
+	n, err := b.Receive(in)
 	if err != nil || n != 4 {
 		t.Fatal(n, err)
 	}
@@ -120,8 +125,8 @@ func TestTooLong(t *testing.T) {
 
 // TestUnsendable holds that one datagram that cannot be sent keeps no other.
 func TestUnsendable(t *testing.T) {
-	_, in, to := listen(t, "127.0.0.1:0")
-	_, out, _ := listen(t, "127.0.0.1:0")
+	in, to := listen(t, "127.0.0.1:0")
+	out, _ := listen(t, "127.0.0.1:0")
 	b := New(3, 8, 0, false)
 	b.Add([]byte("a"), to, nil)
 	b.Add([]byte("b"), netip.AddrPortFrom(to.Addr(), 0), nil)
@@ -135,7 +140,7 @@ func TestUnsendable(t *testing.T) {
 	if failed != 1 {
 		t.Errorf("%d to port 0", failed)
 	}
-	n, err := b.Receive(in, true)
+	n, err := b.Receive(in)
 	if err != nil || n != 2 {
 		t.Fatal(n, err)
 	}
@@ -146,7 +151,7 @@ func TestUnsendable(t *testing.T) {
 
 // TestControl holds that control messages go and come with their datagram.
 func TestControl(t *testing.T) {
-	c, in, to := listen(t, "127.0.0.1:0")
+	in, to := listen(t, "127.0.0.1:0")
 	if err := in.Control(func(fd uintptr) {
 		if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1); err != nil {
 			t.Error(err)
@@ -159,9 +164,9 @@ func TestControl(t *testing.T) {
 	source := netip.MustParseAddr("127.0.0.9")
 	b.Add([]byte("a"), to, unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()}))
 	b.Add([]byte("b"), to, nil)
-	_, out, port := listen(t, "0.0.0.0:0")
+	out, port := listen(t, "0.0.0.0:0")
 	b.Send(out, unsendable(t))
-	n, err := b.Receive(in, true)
+	n, err := b.Receive(in)
 	if err != nil || n != 2 {
 		t.Fatal(n, err)
 	}
@@ -172,40 +177,8 @@ func TestControl(t *testing.T) {
 	if err != nil || len(messages) != 1 || messages[0].Header.Type != unix.IP_PKTINFO {
 		t.Errorf("%v, %v", messages, err)
 	}
-	c.Close()
-	if _, err := b.Receive(in, true); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("received from a closed socket: %v", err)
-	}
-}
-
-// TestPool holds that a socket takes what is there from a pool, as often as it likes.
-func TestPool(t *testing.T) {
-	c, in, to := listen(t, "127.0.0.1:0")
-	p := NewPool(2, 8, 0)
-	for _, texts := range [][]string{{"a"}, {"b", "c"}, {"d"}} {
-		for _, text := range texts {
-			if _, err := c.WriteToUDPAddrPort([]byte(text), to); err != nil {
-				t.Fatal(err)
-			}
-		}
-		b, n, err := p.Receive(in)
-		if err != nil || n != len(texts) {
-			t.Fatal(n, err)
-		}
-		for i, want := range texts {
-			if data, ok := b.Data(i); string(data) != want || !ok || b.From(i) != to {
-				t.Errorf("%q from %v", data, b.From(i))
-			}
-		}
-		p.Put(b)
-	}
-	waiting := make(chan error)
-	go func() {
-		_, _, err := p.Receive(in)
-		waiting <- err
-	}()
-	c.Close()
-	if err := <-waiting; !errors.Is(err, net.ErrClosed) {
+	in.Close()
+	if _, err := b.Receive(in); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("received from a closed socket: %v", err)
 	}
 }

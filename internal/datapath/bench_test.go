@@ -159,7 +159,7 @@ func BenchmarkControl(b *testing.B) {
 			}
 			took := timed(func() error {
 				for i := range lessons {
-					if err := d.Learn(lessons[i : i+1]); err != nil {
+					if err := d.Learn(lessons[i:i+1], true); err != nil {
 						return err
 					}
 				}

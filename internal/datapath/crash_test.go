@@ -87,7 +87,7 @@ func (v *victim) learn() error {
 	index, _ := v.d.Index(v.id)
 	m := v.d.Chain(index)[0]
 	g, _ := m.Names.Grant(m.Names.Decide("a.example"))
-	return v.d.Learn([]Lesson{{Member: m, Name: "a.example", Grant: g, TTL: time.Hour, Addrs: serverAddrs}})
+	return v.d.Learn([]Lesson{{Member: m, Name: "a.example", Grant: g, TTL: time.Hour, Addrs: serverAddrs}}, true)
 }
 
 func (v *victim) verdict() hook { return v.d.hooks(v.d.known[v.id].record)[0] }

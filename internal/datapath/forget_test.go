@@ -58,7 +58,7 @@ func TestLearnRefusesWhatIsStale(t *testing.T) {
 	stale := func(what string, l Lesson) {
 		t.Helper()
 		fresh := lesson(t, d, other, "a.example", time.Minute, "203.0.113.1")
-		if err := d.Learn([]Lesson{fresh, l}); !errors.Is(err, ErrStale) {
+		if err := d.Learn([]Lesson{fresh, l}, true); !errors.Is(err, ErrStale) {
 			t.Errorf("%s: %v", what, err)
 		}
 		for incarnation := range uint32(5) {
@@ -189,7 +189,7 @@ func TestProxyNamesOutliveOnlyProxyMode(t *testing.T) {
 	proxy := &policy.Policy{Mode: policy.ModeAllowlist, DNS: policy.DNS{Mode: policy.DNSProxy}}
 	replace(t, d, id, proxy)
 	l := Lesson{Member: member(t, d, id), Name: "a.example", Grant: policy.Grant{Proxy: true}, Addrs: []netip.Addr{netip.MustParseAddr(server)}, TTL: time.Hour}
-	if err := d.Learn([]Lesson{l}); err != nil {
+	if err := d.Learn([]Lesson{l}, true); err != nil {
 		t.Fatal(err)
 	}
 	more := *proxy
@@ -305,7 +305,7 @@ func TestLearnWhileAllElseGoesOn(t *testing.T) {
 						lessons = append(lessons, Lesson{Member: m, Name: name, Grant: g, Addrs: []netip.Addr{addr}, TTL: time.Duration(i%3) * time.Minute})
 					}
 				}
-				switch err := d.Learn(lessons); {
+				switch err := d.Learn(lessons, true); {
 				case err == nil:
 					learned.Add(1)
 				case errors.Is(err, ErrStale):

@@ -74,7 +74,7 @@ func TestLearnedAlready(t *testing.T) {
 	// change has cut is learned anew.
 	old := lesson(t, d, id, "a.example", time.Minute, "192.0.2.1")
 	replace(t, d, id, domains(domain("b.example", https)))
-	if err := d.Learn([]Lesson{old}); !errors.Is(err, ErrStale) {
+	if err := d.Learn([]Lesson{old}, true); !errors.Is(err, ErrStale) {
 		t.Errorf("after a cut: %v", err)
 	}
 	replace(t, d, id, domains(domain("a.example")))
@@ -82,5 +82,28 @@ func TestLearnedAlready(t *testing.T) {
 	learn(t, d, id, "a.example", time.Minute, "192.0.2.1")
 	if lessons() == before {
 		t.Error("what was cut is taken for held")
+	}
+}
+
+// TestLearnBusy holds that who does not want to wait for a change of policy is told so, and has taught nothing.
+func TestLearnBusy(t *testing.T) {
+	d := open(t, pinDir(t))
+	inner, outer := attach(t, d, vethTarget(t, "v0")), attach(t, d, vethTarget(t, "v1"))
+	for _, id := range []string{inner, outer} {
+		replace(t, d, id, domains(domain("a.example")))
+	}
+	lessons := []Lesson{
+		lesson(t, d, inner, "a.example", time.Minute, "192.0.2.1"),
+		lesson(t, d, outer, "a.example", time.Minute, "192.0.2.1"),
+	}
+	a := d.known[outer]
+	a.mu.Lock()
+	err := d.Learn(lessons, false)
+	a.mu.Unlock()
+	if !errors.Is(err, ErrBusy) || d.known[inner].memory.names != nil {
+		t.Fatalf("%v, learned %v", err, d.known[inner].memory.names)
+	}
+	if err := d.Learn(lessons, false); err != nil || len(d.known[inner].memory.addrs) != 1 {
+		t.Errorf("%v, learned %v", err, d.known[inner].memory.addrs)
 	}
 }

@@ -18,6 +18,10 @@ import (
 // caller decides anew.
 var ErrStale = errors.New("policy has changed meanwhile")
 
+// ErrBusy says that somebody changes what is in force for an attachment, and that
+// the caller did not want to wait.
+var ErrBusy = errors.New("policy is being changed")
+
 // refreshInterval is how much less of its grace an address may have. When a name
 // was last learned the kernel knows less exactly, to learningLimits.nameAge:
 // dns.max_flow, which counts from then, is hours.
@@ -91,7 +95,7 @@ func (d *Datapath) at(index uint32) *attachment {
 // Learn permits what the lessons teach and returns when the kernel holds every
 // address: callers answer the DNS query afterwards, never before. With an error
 // it has permitted nothing. ErrStale: decide anew; ErrFull: there is no room, a
-// *LimitError if it is the attachment's own.
+// *LimitError if it is the attachment's own; ErrBusy, unless it may wait: call again.
 //
 // A grant is only ever extended: a shorter TTL does not cut access given before.
 //
@@ -101,8 +105,8 @@ func (d *Datapath) at(index uint32) *attachment {
 // from; the memory is what the maps are by now, and its entries were counted as
 // lessons before the locks were given back. A cut that is prepared, but not yet in
 // force, makes a name unknown here.
-func (d *Datapath) Learn(lessons []Lesson) error {
-	held, err := d.lockMembers(lessons)
+func (d *Datapath) Learn(lessons []Lesson, wait bool) error {
+	held, err := d.lockMembers(lessons, wait)
 	defer held.unlock()
 	if err != nil {
 		return err
@@ -224,7 +228,7 @@ func (m members) at(index uint32) *attachment {
 // lockMembers locks the attachments of the lessons, in the order of their
 // indices, and checks that the policies are those that the lessons come from. It
 // returns what it has locked, also with an error.
-func (d *Datapath) lockMembers(lessons []Lesson) (held members, err error) {
+func (d *Datapath) lockMembers(lessons []Lesson, wait bool) (held members, err error) {
 	ordered := lessons
 	if len(lessons) > 1 {
 		ordered = slices.Clone(lessons)
@@ -237,7 +241,12 @@ func (d *Datapath) lockMembers(lessons []Lesson) (held members, err error) {
 			if a = d.at(l.Member.Index); a == nil {
 				return held, fmt.Errorf("learn %s for %s: %w", l.Name, l.Member.ID, ErrStale)
 			}
-			a.mu.Lock()
+			if !a.mu.TryLock() {
+				if !wait {
+					return held, ErrBusy
+				}
+				a.mu.Lock()
+			}
 			held = append(held, a)
 		}
 		now := a.member.Load()

@@ -23,7 +23,7 @@ func TestLearnRespectsLimits(t *testing.T) {
 	refused := func(what, limit string, lessons ...Lesson) {
 		t.Helper()
 		names, grants := lessonsOf(t, d, a.record.Incarnation)
-		err := d.Learn(lessons)
+		err := d.Learn(lessons, true)
 		var at *LimitError
 		if !errors.Is(err, ErrFull) || !errors.As(err, &at) || at.Limit != limit {
 			t.Errorf("%s: %v, want the limit %s", what, err, limit)
@@ -42,7 +42,7 @@ func TestLearnRespectsLimits(t *testing.T) {
 	refused("full of addresses", "learned", lesson(t, d, id, "b.example", time.Minute, "203.0.113.4"))
 	refused("full of names", "names", lesson(t, d, id, "c.example", time.Minute, "203.0.113.1"))
 	learn(t, d, id, "a.example", time.Hour, "203.0.113.2") // extending needs no room
-	if err := d.Learn([]Lesson{lesson(t, d, other, "b.example", time.Minute, "203.0.113.1")}); err != nil {
+	if err := d.Learn([]Lesson{lesson(t, d, other, "b.example", time.Minute, "203.0.113.1")}, true); err != nil {
 		t.Errorf("another attachment: %v", err)
 	}
 
@@ -67,7 +67,7 @@ func TestAttachmentsShareTheMaps(t *testing.T) {
 	taught := make([]int, len(ids))
 	for i, id := range ids {
 		for {
-			err := d.Learn([]Lesson{lesson(t, d, id, fmt.Sprintf("n%d.example", taught[i]), time.Minute, server)})
+			err := d.Learn([]Lesson{lesson(t, d, id, fmt.Sprintf("n%d.example", taught[i]), time.Minute, server)}, true)
 			if err != nil {
 				if !errors.Is(err, ErrFull) || errors.As(err, new(*LimitError)) {
 					t.Errorf("attachment %d: %v", i, err)
@@ -99,7 +99,7 @@ func TestAttachmentsShareTheChunks(t *testing.T) {
 	d.room.chunks.Store(int64(d.bpf.NfLearned.MaxEntries()) - few)
 	taught := 0
 	for err := error(nil); err == nil && taught < maxGrants; taught++ {
-		err = d.Learn([]Lesson{lesson(t, d, greedy, fmt.Sprintf("n%d.example", taught), time.Minute, server)})
+		err = d.Learn([]Lesson{lesson(t, d, greedy, fmt.Sprintf("n%d.example", taught), time.Minute, server)}, true)
 		if err != nil && !errors.Is(err, ErrFull) {
 			t.Fatal(err)
 		}
@@ -137,7 +137,7 @@ func TestManyNamesShareAnAddress(t *testing.T) {
 	learn(t, d, id, "last.test", time.Minute, "203.0.113.1")
 	verdict(t, d, tg, "in the last place", tcp4("203.0.113.1", 80), passed)
 	before, grants := lessonsOf(t, d, d.known[id].record.Incarnation)
-	if err := d.Learn([]Lesson{lesson(t, d, id, name(maxGrants), time.Minute, "203.0.113.1")}); !errors.Is(err, ErrFull) {
+	if err := d.Learn([]Lesson{lesson(t, d, id, name(maxGrants), time.Minute, "203.0.113.1")}, true); !errors.Is(err, ErrFull) {
 		t.Errorf("one name too many: %v", err)
 	}
 	if n, g := lessonsOf(t, d, d.known[id].record.Incarnation); n != before || g != grants {

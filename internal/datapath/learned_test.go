@@ -51,7 +51,7 @@ func lesson(t testing.TB, d *Datapath, id, name string, ttl time.Duration, addrs
 
 func learn(t testing.TB, d *Datapath, id, name string, ttl time.Duration, addrs ...string) {
 	t.Helper()
-	if err := d.Learn([]Lesson{lesson(t, d, id, name, ttl, addrs...)}); err != nil {
+	if err := d.Learn([]Lesson{lesson(t, d, id, name, ttl, addrs...)}, true); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -40,8 +40,9 @@ func (s *Server) settle(ctx context.Context, q *query, index uint32) {
 	}
 }
 
-// answer acts on a ruling, with what was found if it asks for something. An error is datapath.ErrStale.
-func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *asked, failed *failure, last bool) ([]byte, error) {
+// answer acts on a ruling, with what was found if it asks for something. An error is datapath.ErrStale,
+// or, unless it may wait, datapath.ErrBusy: then it is to be called again.
+func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *asked, failed *failure, last, wait bool) ([]byte, error) {
 	switch {
 	case r.outcome == refused:
 		s.record(q, r, r.why)
@@ -61,7 +62,7 @@ func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *ask
 		m = r.givenAnswer(q)
 	} else if failed == nil {
 		if s.isPlain(q, r, known) {
-			return s.answerPlain(q, chain, r, known, last)
+			return s.answerPlain(q, chain, r, known, last, wait)
 		}
 		m, failed = known.message()
 	}
@@ -74,7 +75,7 @@ func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *ask
 		return q.passOn(m, maxTTL), nil
 	}
 	if r.inert() {
-		return s.watch(q, chain, r, m, last)
+		return s.watch(q, chain, r, m, last, wait)
 	}
 	f, err := filter(q, m, func(addr netip.Addr) bool { return s.permits(r, addr) })
 	if err != nil {
@@ -85,7 +86,7 @@ func (s *Server) answer(q *query, chain []datapath.Member, r *ruling, known *ask
 		s.record(q, r, r.why)
 		return s.refuse(q, r.code, r.why), nil
 	}
-	return s.teach(q, chain, r, m, f, last)
+	return s.teach(q, chain, r, m, f, last, wait)
 }
 
 // isPlain reports whether nobody has anything to change in the answer that was found.
@@ -103,14 +104,14 @@ func (s *Server) isPlain(q *query, r *ruling, known *asked) bool {
 }
 
 // answerPlain is what the rest of answer does, for such an answer.
-func (s *Server) answerPlain(q *query, chain []datapath.Member, r *ruling, known *asked, last bool) ([]byte, error) {
+func (s *Server) answerPlain(q *query, chain []datapath.Member, r *ruling, known *asked, last, wait bool) ([]byte, error) {
 	p := known.answer.plain
 	f := &filtered{addrs: p.addrs, aliases: p.aliases, ttl: known.left(p.ttl)}
 	if r.cloaked(f) {
 		s.record(q, r, r.why)
 		return s.refuse(q, r.code, r.why), nil
 	}
-	if reply, held, err := s.learn(q, r, f, last); !held {
+	if reply, held, err := s.learn(q, r, f, last, wait); !held {
 		return reply, err
 	}
 	s.note(q, chain, r, "")
@@ -119,7 +120,7 @@ func (s *Server) answerPlain(q *query, chain []datapath.Member, r *ruling, known
 
 // learn has the kernel learn the addresses of an answer. held: it has; otherwise
 // reply is what the client is told instead.
-func (s *Server) learn(q *query, r *ruling, f *filtered, last bool) (reply []byte, held bool, err error) {
+func (s *Server) learn(q *query, r *ruling, f *filtered, last, wait bool) (reply []byte, held bool, err error) {
 	var lessons []datapath.Lesson
 	for i := range r.voices {
 		v := &r.voices[i]
@@ -131,22 +132,27 @@ func (s *Server) learn(q *query, r *ruling, f *filtered, last bool) (reply []byt
 		}
 	}
 	if len(lessons) > 0 {
-		if err := s.Kernel.Learn(lessons); errors.Is(err, datapath.ErrStale) {
+		if err := s.Kernel.Learn(lessons, wait); again(err) {
 			return nil, false, err
 		} else if err != nil {
 			return s.unlearned(q, r, err), false, nil
 		}
 	}
-	if err := s.teachAudited(q, r, f, last); err != nil {
+	if err := s.teachAudited(q, r, f, last, wait); err != nil {
 		return nil, false, err
 	}
 	return nil, true, nil
 }
 
+// again is true of an error that says nothing but that what it is of is to be done again.
+func again(err error) bool {
+	return errors.Is(err, datapath.ErrStale) || errors.Is(err, datapath.ErrBusy)
+}
+
 // teach has the kernel learn the addresses of an answer, and only then makes
 // the message that holds them.
-func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered, last bool) ([]byte, error) {
-	if reply, held, err := s.learn(q, r, f, last); !held {
+func (s *Server) teach(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, f *filtered, last, wait bool) ([]byte, error) {
+	if reply, held, err := s.learn(q, r, f, last, wait); !held {
 		return reply, err
 	}
 	reply := q.reply(m.Rcode)

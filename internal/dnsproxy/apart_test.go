@@ -15,6 +15,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/policy"
 )
 
@@ -43,6 +44,14 @@ func newMailbox() *mailbox {
 	m := &mailbox{letters: make(chan letter), calls: make(chan call), closed: make(chan struct{}), answers: make(map[netip.AddrPort]chan []byte)}
 	m.close = sync.OnceFunc(func() { close(m.closed) })
 	return m
+}
+
+func (m *mailbox) Watch(_ *datagram.Poller, ready func() bool) error {
+	go func() {
+		for ready() {
+		}
+	}()
+	return nil
 }
 
 func (m *mailbox) ReadQueries(each func([]byte, Peer)) error {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"testing"
 
 	"github.com/miekg/dns"
 
@@ -15,25 +16,31 @@ import (
 // datagrams and connections stand for interception: all that arrives is of one
 // attachment.
 type datagrams struct {
-	*net.UDPConn
+	*datagram.Conn
 	index uint32
 }
 
+func newDatagrams(t testing.TB, pc net.PacketConn, index uint32) datagrams {
+	t.Helper()
+	c, err := datagram.NewConn(pc.(*net.UDPConn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return datagrams{c, index}
+}
+
 var (
-	reads  = datagram.NewPool(32, MaxQuery, 0)
+	reads  = sync.Pool{New: func() any { return datagram.New(32, MaxQuery, 0, false) }}
 	writes = sync.Pool{New: func() any { return datagram.New(32, dns.MaxMsgSize, 0, false) }}
 )
 
 func (c datagrams) ReadQueries(each func([]byte, Peer)) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	in, n, err := reads.Receive(raw)
-	if err != nil {
-		return err
-	}
+	in := reads.Get().(*datagram.Batch)
 	defer reads.Put(in)
+	n, err := in.Receive(c.Conn)
+	if err != nil {
+		return err
+	}
 	for i := range n {
 		b, _ := in.Data(i)
 		each(b, Peer{Index: c.index, Client: in.From(i)})
@@ -42,19 +49,15 @@ func (c datagrams) ReadQueries(each func([]byte, Peer)) error {
 }
 
 func (c datagrams) WriteAnswers(answers []Answer) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
 	out := writes.Get().(*datagram.Batch)
 	defer writes.Put(out)
 	for _, a := range answers {
 		if out.Full() {
-			out.Send(raw, nil)
+			out.Send(c.Conn, nil)
 		}
 		out.Add(a.Bytes, a.To.Client, nil)
 	}
-	out.Send(raw, nil)
+	out.Send(c.Conn, nil)
 	return nil
 }
 

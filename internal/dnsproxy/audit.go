@@ -50,14 +50,14 @@ func (r *ruling) inert() bool {
 
 // watch answers as if nobody filtered, and has the members in audit note what
 // they would have done.
-func (s *Server) watch(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, last bool) ([]byte, error) {
+func (s *Server) watch(q *query, chain []datapath.Member, r *ruling, m *dns.Msg, last, wait bool) ([]byte, error) {
 	f, err := filter(q, m.Copy(), func(netip.Addr) bool { return true })
 	if err != nil {
 		r.objectAll(failed, err.Error())
 		f = &filtered{}
 	}
 	r.cloaked(f)
-	if err := s.teachAudited(q, r, f, last); err != nil {
+	if err := s.teachAudited(q, r, f, last, wait); err != nil {
 		return nil, err
 	}
 	s.note(q, chain, r, "")
@@ -67,8 +67,8 @@ func (s *Server) watch(q *query, chain []datapath.Member, r *ruling, m *dns.Msg,
 
 // teachAudited has the kernel learn what the members in audit allow, each for
 // itself, so that packets are judged as they would be. What goes wrong with it
-// changes no answer; an error is datapath.ErrStale, unless this is the last try.
-func (s *Server) teachAudited(q *query, r *ruling, f *filtered, last bool) error {
+// changes no answer; an error is datapath.ErrStale, unless this is the last try, or datapath.ErrBusy.
+func (s *Server) teachAudited(q *query, r *ruling, f *filtered, last, wait bool) error {
 	for i := range r.voices {
 		v := &r.voices[i]
 		if !v.Names.Audit || !v.learns {
@@ -89,10 +89,12 @@ func (s *Server) teachAudited(q *query, r *ruling, f *filtered, last bool) error
 		if v.learned = s.lesson(v, open); len(v.learned) == 0 {
 			continue
 		}
-		err := s.Kernel.Learn([]datapath.Lesson{s.lessonOf(q, v, f)})
+		err := s.Kernel.Learn([]datapath.Lesson{s.lessonOf(q, v, f)}, wait)
 		switch {
 		case err == nil:
 			continue
+		case errors.Is(err, datapath.ErrBusy):
+			return err
 		case !errors.Is(err, datapath.ErrStale):
 			v.learned, v.against = nil, s.notLearned(q, r, err)+colon(err.Error())
 		case last:

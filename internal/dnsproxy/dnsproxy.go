@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
 )
 
@@ -22,8 +23,9 @@ type Kernel interface {
 	Chain(index uint32) []datapath.Member
 	// Learn returns when the kernel holds every address of every lesson, or,
 	// with an error, nothing of them. datapath.ErrStale: decide anew;
-	// datapath.ErrFull: a limit is reached.
-	Learn(lessons []datapath.Lesson) error
+	// datapath.ErrFull: a limit is reached; datapath.ErrBusy, unless it may wait:
+	// somebody changes what is in force for one of them.
+	Learn(lessons []datapath.Lesson, wait bool) error
 	// MTU returns what a packet may be to leave by the device of index; 0: any size.
 	MTU(index uint32) (int, error)
 }
@@ -58,8 +60,11 @@ type Answer struct {
 
 // PacketConn is a datagram socket on which the queries of attachments arrive.
 type PacketConn interface {
-	// ReadQueries waits for datagrams and calls each for every one that is there and
-	// is an attachment's, up to some number. b is each's until it returns.
+	// Watch has p call ready when there is something to be read, until ready returns
+	// false or the socket is closed.
+	Watch(p *datagram.Poller, ready func() bool) error
+	// ReadQueries calls each for every datagram that is there and is an
+	// attachment's, up to some number. b is each's until it returns.
 	ReadQueries(each func(b []byte, from Peer)) error
 	// WriteAnswers sends answers, each from the address that was asked. One that cannot
 	// be sent keeps none of the others; an error is of one of them.

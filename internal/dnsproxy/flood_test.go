@@ -18,12 +18,12 @@ import (
 // of them, everybody else the other.
 type shared struct {
 	datagrams
-	loud *net.UDPConn
+	loud netip.AddrPort
 }
 
 func (c shared) ReadQueries(each func([]byte, Peer)) error {
 	return c.datagrams.ReadQueries(func(b []byte, from Peer) {
-		if from.Client == netip.MustParseAddrPort(c.loud.LocalAddr().String()) {
+		if from.Client == c.loud {
 			from.Index++
 		}
 		each(b, from)
@@ -57,8 +57,9 @@ func TestFlood(t *testing.T) {
 	quiet := &dns.Conn{Conn: dial(t, "udp", pc.LocalAddr().String())}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
+	socket := shared{newDatagrams(t, pc, index), netip.MustParseAddrPort(loud.LocalAddr().String())}
 	running.Go(func() {
-		if err := w.Serve(ctx, shared{datagrams{pc.(*net.UDPConn), index}, loud}); err != nil {
+		if err := w.Serve(ctx, socket); err != nil {
 			t.Error(err)
 		}
 	})

@@ -32,6 +32,7 @@ type kernel struct {
 	lessons []datapath.Lesson
 	learned map[netip.Addr]bool
 	mtu     int
+	held    map[uint32]chan struct{} // who waits to learn for an index waits for this
 }
 
 func (k *kernel) Chain(index uint32) []datapath.Member {
@@ -40,10 +41,16 @@ func (k *kernel) Chain(index uint32) []datapath.Member {
 	return k.chains[index]
 }
 
-func (k *kernel) Learn(lessons []datapath.Lesson) error {
+func (k *kernel) Learn(lessons []datapath.Lesson, wait bool) error {
 	k.mu.Lock()
-	refuse := k.refuse
+	refuse, held := k.refuse, k.held[lessons[0].Member.Index]
 	k.mu.Unlock()
+	if held != nil && !wait {
+		return datapath.ErrBusy
+	}
+	if held != nil {
+		<-held
+	}
 	if refuse != nil {
 		if err := refuse(); err != nil {
 			return err
@@ -100,6 +107,13 @@ func (k *kernel) refusing(refuse func() error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.refuse = refuse
+}
+
+// replacing has index be busy until done is closed.
+func (k *kernel) replacing(index uint32, done chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.held = map[uint32]chan struct{}{index: done}
 }
 
 func (k *kernel) taught() []datapath.Lesson {
@@ -275,7 +289,7 @@ func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Po
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := w.Serve(ctx, datagrams{pc.(*net.UDPConn), index}); err != nil {
+		if err := w.Serve(ctx, newDatagrams(t, pc, index)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -73,7 +73,7 @@ func (s *Server) inherit(ctx context.Context, index uint32, name string, addrs [
 		if len(lessons) == 0 {
 			return nil
 		}
-		if err = s.Kernel.Learn(lessons); !errors.Is(err, datapath.ErrStale) {
+		if err = s.Kernel.Learn(lessons, true); !errors.Is(err, datapath.ErrStale) {
 			return err
 		}
 	}

@@ -25,8 +25,8 @@ type job struct {
 	in     []byte
 	from   Peer
 	stream bool
-	next   func(*job, *outbox)
-	done   func([]byte, *outbox) // is called once; nil: there is no answer
+	next   func(*job, *hand) bool // see step
+	done   func([]byte, *hand)    // is called once; nil: there is no answer
 
 	q       *query
 	owner   string
@@ -39,20 +39,20 @@ type job struct {
 	room    [96]byte // for most queries
 }
 
-// step does what there is to be done.
-func (j *job) step(o *outbox) {
+// step does what there is to be done. False: it is to be called again by a hand that may wait.
+func (j *job) step(h *hand) bool {
 	if j.ctx.Err() != nil {
-		j.done(nil, o)
-		return
+		j.done(nil, h)
+		return true
 	}
-	j.next(j, o)
+	return j.next(j, h)
 }
 
 // handle answers one message; nil: not at all.
 func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
 	answered := make(chan []byte, 1)
 	j := &job{s: s, ctx: ctx, place: s.placeOf(from.Index), in: b, from: from, stream: stream, next: (*job).begin}
-	j.done = func(reply []byte, _ *outbox) { answered <- reply }
+	j.done = func(reply []byte, _ *hand) { answered <- reply }
 	s.line.add(j)
 	select {
 	case reply := <-answered:
@@ -62,23 +62,23 @@ func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) [
 	}
 }
 
-func (j *job) begin(o *outbox) {
+func (j *job) begin(h *hand) bool {
 	q, reply := parse(j.in, j.from, j.stream)
 	if q == nil {
-		j.done(reply, o)
-		return
+		j.done(reply, h)
+		return true
 	}
 	j.q = q
 	q.deadline = time.Now().Add(j.s.Timeout)
 	if !j.s.settled() && len(j.s.Kernel.Chain(j.from.Index)) == 0 {
 		j.aside(func() { j.s.settle(j.ctx, q, j.from.Index) }, (*job).judge)
-		return
+		return true
 	}
-	j.judge(o)
+	return j.judge(h)
 }
 
 // aside waits for something outside of the line, and then goes on in it.
-func (j *job) aside(wait func(), next func(*job, *outbox)) {
+func (j *job) aside(wait func(), next func(*job, *hand) bool) {
 	j.next = next
 	j.s.aside.Go(func() {
 		wait()
@@ -87,51 +87,48 @@ func (j *job) aside(wait func(), next func(*job, *outbox)) {
 }
 
 // judge has the chain decide, again where it has changed meanwhile.
-func (j *job) judge(o *outbox) {
+func (j *job) judge(h *hand) bool {
 	s, q := j.s, j.q
 	j.chain = s.Kernel.Chain(j.from.Index)
 	if j.tries == 0 && len(j.chain) > 0 {
 		j.owner = j.chain[0].ID
 	}
 	if len(j.chain) > 0 && j.chain[0].ID != j.owner {
-		j.done(nil, o) // whose query it was is detached, and somebody else has its index
-		return
+		j.done(nil, h) // whose query it was is detached, and somebody else has its index
+		return true
 	}
 	if slices.ContainsFunc(j.chain, func(m datapath.Member) bool { return m.Names.Mode == policy.DNSProxy }) {
 		j.aside(func() { j.ruling = s.decide(j.ctx, q, j.chain) }, (*job).find)
-		return
+		return true
 	}
 	j.ruling = s.decide(j.ctx, q, j.chain)
-	j.find(o)
+	return j.find(h)
 }
 
 // find has the answer of the cache or of an upstream, where one is needed.
-func (j *job) find(o *outbox) {
+func (j *job) find(h *hand) bool {
 	s, q := j.s, j.q
 	j.failed = nil
+	j.next = (*job).answer
 	if !j.ruling.asks(q) {
-		j.answer(o)
-		return
+		return j.answer(h)
 	}
 	servers, err := s.servers(q, j.ruling, j.chain)
 	if err != nil {
 		j.failed = &failure{code: dns.ExtendedErrorCodeOther, text: err.Error()}
-		j.answer(o)
-		return
+		return j.answer(h)
 	}
 	if j.known.answer != nil && slices.Equal(j.known.servers, servers) {
-		j.answer(o)
-		return
+		return j.answer(h)
 	}
 	j.servers = servers
-	j.next = (*job).answer
 	f, ok := s.lookup(servers, q.request(j.ruling), q.deadline, j.landed)
 	if !ok { // the job may be done by now
-		o.asked++
-		return
+		h.asked++
+		return true
 	}
 	j.take(f)
-	j.answer(o)
+	return j.answer(h)
 }
 
 // landed takes what was found while nobody worked on the job.
@@ -147,22 +144,24 @@ func (j *job) take(f found) {
 }
 
 // answer does what was ruled with what was found.
-func (j *job) answer(o *outbox) {
+func (j *job) answer(h *hand) bool {
 	last := j.tries == maxStale-1
-	reply, err := j.s.answer(j.q, j.chain, j.ruling, &j.known, j.failed, last)
-	if !errors.Is(err, datapath.ErrStale) {
-		j.done(j.fit(reply), o)
-		return
-	}
-	if !last {
+	reply, err := j.s.answer(j.q, j.chain, j.ruling, &j.known, j.failed, last, h.waits)
+	switch {
+	case errors.Is(err, datapath.ErrBusy):
+		return false
+	case !errors.Is(err, datapath.ErrStale):
+		j.done(j.fit(reply), h)
+		return true
+	case !last:
 		j.tries++
-		j.judge(o)
-		return
+		return j.judge(h)
 	}
 	if chain := j.s.Kernel.Chain(j.from.Index); len(chain) > 0 {
 		j.s.tell(j.q, chain[0], blocked, keptChanging, nil)
 	}
-	j.done(j.q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging}), o)
+	j.done(j.q.fail(extra{dns.ExtendedErrorCodeOther, keptChanging}), h)
+	return true
 }
 
 // asks reports whether the answer is somebody else's.

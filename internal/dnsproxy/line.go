@@ -11,9 +11,9 @@ import (
 const (
 	// turn is how many jobs of an attachment are done before it is another's turn.
 	turn = 16
-	// spareWorkers are beside one for each processor: some may wait for the lock of
-	// an attachment whose policy is being replaced.
-	spareWorkers = 8
+	// lanesEach is how many wait for a worker before another begins to work as well: to
+	// have one wake up takes as long as some queries.
+	lanesEach = 8
 )
 
 // line is what there is to be done. Whose jobs they are, attachments take turns: one that
@@ -21,20 +21,26 @@ const (
 // clients and from servers, is only sorted into it by those who read sockets, so
 // that no queue is left in which all stand behind each other.
 //
+// Most of it is done by the one who reads sockets, between two looks at them: nobody has
+// to be woken for it. Others help where much is to be done for many.
+//
 // An attachment has one worker at a time: more would wait for its lock in the kernel's memory, and have all processors
 // busy for one. How many of its jobs there are is the gate's business.
 type line struct {
 	workers int // at once, at most
-	send    func(*outbox)
+	send    func(*hand)
 
 	mu      sync.Mutex
 	idle    sync.Cond // nobody works
 	lanes   map[uint32]*lane
 	first   *lane // whose turn it is
 	last    *lane
-	waiting int // lanes from first to last
-	working int // workers
+	waiting int  // lanes from first to last
+	working int  // workers that take turns, the reader included
+	apart   int  // workers that do not
+	reads   bool // the reader works
 	spare   *lane
+	reader  hand
 }
 
 // lane is what there is to be done for one attachment. It waits in the line or has a worker.
@@ -44,8 +50,8 @@ type lane struct {
 	next  *lane
 }
 
-func newLine(send func(*outbox)) *line {
-	l := &line{workers: runtime.GOMAXPROCS(0) + spareWorkers, send: send, lanes: make(map[uint32]*lane)}
+func newLine(send func(*hand)) *line {
+	l := &line{workers: runtime.GOMAXPROCS(0), send: send, lanes: make(map[uint32]*lane)}
 	l.idle.L = &l.mu
 	return l
 }
@@ -62,7 +68,12 @@ func (l *line) add(jobs ...*job) {
 		}
 		n.jobs = append(n.jobs, j)
 	}
-	for l.working < l.workers && l.working < l.waiting {
+	l.enlist()
+}
+
+// enlist has as many work as are needed. The caller holds l.mu.
+func (l *line) enlist() {
+	for l.working < l.workers && l.waiting > l.working*lanesEach {
 		l.working++
 		go l.work() // see wait
 	}
@@ -110,36 +121,104 @@ func (l *line) pop(jobs []*job) (*lane, []*job) {
 
 // work takes turns until there is nobody whose it is.
 func (l *line) work() {
-	var o outbox
-	var room [turn]*job
+	var h hand
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for {
+	for l.first != nil {
+		l.turns(&h)
+	}
+	l.leave()
+}
+
+// turns takes some, and sends what comes of them. The caller holds l.mu.
+func (l *line) turns(h *hand) {
+	var room [turn]*job
+	for taken := 0; l.first != nil && taken < 2*turn && !h.full(); {
 		n, jobs := l.pop(room[:0])
-		if n == nil {
-			break
-		}
+		taken += len(jobs)
 		l.mu.Unlock()
-		for _, j := range jobs {
-			j.step(&o)
+		done := h.do(jobs)
+		l.mu.Lock()
+		if done < len(jobs) {
+			l.apart++
+			go l.workApart(n, slices.Clone(jobs[done:]))
+		} else {
+			l.took(n)
 		}
 		clear(room[:])
-		l.mu.Lock()
-		if len(n.jobs) > 0 {
-			l.push(n)
-		} else {
-			delete(l.lanes, n.place)
-			if cap(n.jobs) <= 4*turn {
-				n.next, l.spare = l.spare, n
-			}
-		}
-		if l.first == nil || o.full() {
-			l.mu.Unlock()
-			l.send(&o)
-			l.mu.Lock()
+	}
+	l.mu.Unlock()
+	l.send(h)
+	l.mu.Lock()
+}
+
+// do returns how many jobs were done before one that has to wait.
+func (h *hand) do(jobs []*job) int {
+	for i, j := range jobs {
+		if !j.step(h) {
+			return i
 		}
 	}
-	if l.working--; l.working == 0 {
+	return len(jobs)
+}
+
+// took puts a lane behind the others, if there is more to be done in it. The caller holds l.mu.
+func (l *line) took(n *lane) {
+	if len(n.jobs) > 0 {
+		l.push(n)
+		return
+	}
+	delete(l.lanes, n.place)
+	if cap(n.jobs) <= 4*turn {
+		n.next, l.spare = l.spare, n
+	}
+}
+
+// workApart does what others would have to wait for: the jobs of an attachment
+// whose policy is being replaced.
+func (l *line) workApart(n *lane, jobs []*job) {
+	h := hand{waits: true}
+	h.do(jobs)
+	l.send(&h)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.took(n)
+	l.apart--
+	l.enlist()
+	l.leaveIdle()
+}
+
+// begin and end go around what the reader does. end takes turns, and reports
+// whether there are more to take.
+func (l *line) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.reads {
+		l.reads = true
+		l.working++
+	}
+}
+
+func (l *line) end() (more bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turns(&l.reader)
+	if l.first != nil {
+		return true
+	}
+	l.reads = false
+	l.leave()
+	return false
+}
+
+// leave takes a worker off. The caller holds l.mu.
+func (l *line) leave() {
+	l.working--
+	l.leaveIdle()
+}
+
+func (l *line) leaveIdle() {
+	if l.working == 0 && l.apart == 0 {
 		l.spare = nil
 		l.idle.Broadcast()
 	}
@@ -149,40 +228,41 @@ func (l *line) work() {
 func (l *line) wait() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.working > 0 {
+	for l.working > 0 || l.apart > 0 {
 		l.idle.Wait()
 	}
 }
 
-// outbox is what a worker has to send: it goes in batches, when there are enough or nothing is left to be done.
-type outbox struct {
+// hand is a worker's: what it has to send, which goes in batches, when there is enough or nothing is left to be done.
+type hand struct {
+	waits   bool // it may wait for an attachment whose policy is being replaced
 	answers []Answer
 	through []PacketConn // of answers
 	asked   int          // queries that may have been given to upstream.out
 }
 
-func (o *outbox) full() bool { return len(o.answers)+o.asked >= 2*turn }
+func (h *hand) full() bool { return len(h.answers)+h.asked >= 2*turn }
 
-func (o *outbox) add(c PacketConn, a Answer) {
-	o.answers, o.through = append(o.answers, a), append(o.through, c)
+func (h *hand) add(c PacketConn, a Answer) {
+	h.answers, h.through = append(h.answers, a), append(h.through, c)
 }
 
-// send empties an outbox.
-func (s *Server) send(o *outbox) {
-	if o.asked > 0 {
-		o.asked = 0
+// send empties a hand.
+func (s *Server) send(h *hand) {
+	if h.asked > 0 {
+		h.asked = 0
 		s.up.flush()
 	}
-	for from := 0; from < len(o.answers); {
+	for from := 0; from < len(h.answers); {
 		to := from + 1
-		for to < len(o.answers) && o.through[to] == o.through[from] {
+		for to < len(h.answers) && h.through[to] == h.through[from] {
 			to++
 		}
 		// Nothing can be done about an answer that does not leave: the client asks again.
-		_ = o.through[from].WriteAnswers(o.answers[from:to])
+		_ = h.through[from].WriteAnswers(h.answers[from:to])
 		from = to
 	}
-	clear(o.answers)
-	clear(o.through)
-	o.answers, o.through = o.answers[:0], o.through[:0]
+	clear(h.answers)
+	clear(h.through)
+	h.answers, h.through = h.answers[:0], h.through[:0]
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -25,6 +26,18 @@ func (o *order) WriteAnswers(answers []Answer) error {
 		o.all = append(o.all, a.To.Index)
 	}
 	return nil
+}
+
+// of is how many it sent to one.
+func (o *order) of(index uint32) (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, to := range o.all {
+		if to == index {
+			n++
+		}
+	}
+	return n
 }
 
 // TestTurns holds that whoever has much to be done has others wait for turns of it, not for all of it, whether the answers
@@ -78,5 +91,49 @@ func TestTurns(t *testing.T) {
 		if answered[loud] != many+1 || len(got.all) != many+1+others*few || w.queries.total != 0 || len(w.line.lanes) != 0 || w.line.waiting != 0 {
 			t.Errorf("answered %v, %d in flight, %d lanes", answered, w.queries.total, len(w.line.lanes))
 		}
+	}
+}
+
+// TestBusy holds that who has to wait for an attachment whose policy is being replaced keeps nobody else waiting, and
+// that what arrives for it meanwhile is answered afterwards.
+func TestBusy(t *testing.T) {
+	w := bare(t, answering(t, dns.RcodeSuccess, "$ 300 A 192.0.2.1"))
+	w.line.workers = 1
+	const busy, free = 100, 101
+	w.kernel.set(t, busy, allowlist("*"))
+	w.kernel.set(t, free, allowlist("*"))
+	held := make(chan struct{})
+	w.kernel.replacing(busy, held)
+	var got order
+	arrive := func(index uint32, name string) {
+		j := w.admit(t.Context(), &got, packed(t, questionFor(name, dns.TypeA)), Peer{Index: index, Client: netip.MustParseAddrPort("192.0.2.9:999")})
+		if j == nil {
+			t.Fatal("no room")
+		}
+		w.line.add(j)
+	}
+	for i := range 2 * turn {
+		arrive(busy, fmt.Sprintf("n%d.example", i))
+	}
+	for i := range 2 * turn {
+		arrive(free, fmt.Sprintf("n%d.example", i))
+	}
+	w.line.mu.Lock()
+	for w.line.working > 0 {
+		w.line.mu.Unlock()
+		<-time.After(time.Millisecond)
+		w.line.mu.Lock()
+	}
+	w.line.mu.Unlock()
+	if got := got.of(busy); got != 0 {
+		t.Errorf("%d answers though the kernel holds nothing", got)
+	}
+	if got := got.of(free); got != 2*turn {
+		t.Errorf("%d of %d were answered beside one that waits", got, 2*turn)
+	}
+	close(held)
+	w.line.wait()
+	if got := got.of(busy); got != 2*turn || len(w.line.lanes) != 0 || w.line.apart != 0 || w.queries.total != 0 {
+		t.Errorf("%d of %d were answered in the end; %d lanes, %d apart, %d in flight", got, 2*turn, len(w.line.lanes), w.line.apart, w.queries.total)
 	}
 }

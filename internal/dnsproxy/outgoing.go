@@ -70,7 +70,7 @@ func (u *upstream) send(tries []*try) {
 				n++
 			}
 		}
-		b.Send(k.raw, func(i int, err error) { batch[i].unsent(systemError(err)) })
+		b.Send(k.conn, func(i int, err error) { batch[i].unsent(systemError(err)) })
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/datagram"
 )
 
 // MaxQuery is room for any query that is not an attempt at something: RFC
@@ -31,6 +33,7 @@ type Server struct {
 	queries gate // in flight
 	conns   gate // TCP
 	line    *line
+	sockets *datagram.Poller
 	aside   sync.WaitGroup // queries that wait outside of the line
 	remotes remotes
 
@@ -46,10 +49,11 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Options: o}
-	s.up = newUpstream(&s.Options)
+	s.line = newLine(s.send)
+	s.sockets = datagram.NewPoller(s.line.begin, s.line.end)
+	s.up = newUpstream(&s.Options, s.sockets)
 	s.ask = s.up.ask
 	s.cache = newCache(o.CacheBytes, o.ServeStale)
-	s.line = newLine(s.send)
 	s.host.read = o.HostAddrs
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
@@ -90,6 +94,7 @@ func (s *Server) end() {
 	s.aside.Wait()
 	s.line.wait()
 	s.up.close()
+	s.sockets.Wait()
 	s.line.wait()
 }
 
@@ -131,9 +136,8 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 	s.begin()
 	defer s.end()
 	ctx, cancel := context.WithCancel(ctx)
+	defer c.Close()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
 	var arrived []*job
 	take := func(b []byte, from Peer) {
 		if j := s.admit(ctx, c, b, from); j != nil {
@@ -141,19 +145,33 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 		}
 	}
 	var pause backoff
-	for {
+	failed := make(chan error, 1)
+	ready := func() bool {
 		err := c.ReadQueries(take)
 		if len(arrived) > 0 {
 			s.line.add(arrived...)
 			clear(arrived)
 			arrived = arrived[:0]
 		}
-		switch {
-		case err == nil:
-			pause.reset()
-		case ctx.Err() != nil:
+		if err != nil {
+			failed <- err // once: nobody waits for the socket any more
+			return false
+		}
+		pause.reset()
+		return true
+	}
+	for {
+		err := c.Watch(s.sockets, ready)
+		if err == nil {
+			select {
+			case err = <-failed:
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
 			return nil
-		case errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err):
+		}
+		if errors.Is(err, net.ErrClosed) || !pause.wait(ctx, s.Log, err) {
 			return fmt.Errorf("read dns queries: %v", err)
 		}
 	}
@@ -168,10 +186,10 @@ func (s *Server) admit(ctx context.Context, c PacketConn, b []byte, from Peer) *
 	}
 	j := &job{s: s, ctx: ctx, place: place, from: from, next: (*job).begin}
 	j.in = append(j.room[:0], b...)
-	j.done = func(reply []byte, o *outbox) {
+	j.done = func(reply []byte, h *hand) {
 		s.queries.leave(place)
 		if reply != nil {
-			o.add(c, Answer{reply, from})
+			h.add(c, Answer{reply, from})
 		}
 	}
 	return j

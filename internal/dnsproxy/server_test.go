@@ -17,6 +17,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/policy"
 )
@@ -246,6 +247,10 @@ type broken struct {
 	tries  atomic.Int32
 }
 
+func (b *broken) Watch(_ *datagram.Poller, ready func() bool) error {
+	go ready()
+	return nil
+}
 func (b *broken) ReadQueries(func([]byte, Peer)) error { b.tries.Add(1); return b.err }
 func (b *broken) WriteAnswers([]Answer) error          { return b.err }
 func (b *broken) Accept() (net.Conn, Peer, error)      { b.tries.Add(1); return nil, Peer{}, b.err }

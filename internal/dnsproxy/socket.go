@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,8 +62,7 @@ type server struct {
 // socket is a connected UDP socket, and so a source port.
 type socket struct {
 	server *server
-	conn   *net.UDPConn
-	raw    syscall.RawConn
+	conn   *datagram.Conn
 	retire *time.Timer
 	left   int // queries that it still takes; guarded by server.mu
 
@@ -131,20 +129,21 @@ func (u *upstream) dial(s *server) (*socket, error) {
 	if err != nil {
 		return nil, systemError(err)
 	}
-	conn := c.(*net.UDPConn)
-	raw, err := conn.SyscallConn()
+	conn, err := datagram.NewConn(c.(*net.UDPConn))
 	if err != nil {
-		conn.Close()
-		return nil, err
+		return nil, systemError(err)
 	}
-	k := &socket{server: s, conn: conn, raw: raw, left: socketQueries/2 + rand.IntN(socketQueries/2), waiting: make(map[uint16]*try)}
+	k := &socket{server: s, conn: conn, left: socketQueries/2 + rand.IntN(socketQueries/2), waiting: make(map[uint16]*try)}
+	if err := conn.Watch(u.sockets, k.read); err != nil {
+		conn.Close()
+		return nil, systemError(err)
+	}
 	k.retire = time.AfterFunc(socketLife, func() {
 		s.mu.Lock()
 		s.open = slices.DeleteFunc(s.open, func(other *socket) bool { return other == k })
 		s.mu.Unlock()
 		k.end()
 	})
-	u.running.Go(k.listen)
 	return k, nil
 }
 
@@ -201,23 +200,21 @@ func (k *socket) fail(err error) {
 	}
 }
 
-// listen hands out answers until the socket is closed. What is no answer to
+// read hands out the answers that are there. What is no answer to
 // what waits for one, be it late, double or forged, is passed over.
-func (k *socket) listen() {
+func (k *socket) read() bool {
 	in := batches.Get().(*datagram.Batch)
 	defer batches.Put(in)
-	for {
-		n, err := in.Receive(k.raw, true)
-		if err != nil {
-			k.fail(systemError(err))
-			k.server.u.flush()
-			return
-		}
-		for i := range n {
-			k.deliver(in.Data(i))
-		}
-		k.server.u.flush()
+	defer k.server.u.flush()
+	n, err := in.Receive(k.conn)
+	if err != nil {
+		k.fail(systemError(err))
+		return false
 	}
+	for i := range n {
+		k.deliver(in.Data(i))
+	}
+	return true
 }
 
 var batches = sync.Pool{New: func() any { return datagram.New(answersRead, answerBytes, 0, false) }}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datagram"
 )
 
 // failure is why there is no answer, as the client is told.
@@ -36,7 +38,8 @@ type asker func(servers []netip.AddrPort, r *request, deadline time.Time, done f
 type upstream struct {
 	control func(network, address string, c syscall.RawConn) error
 	try     time.Duration
-	running sync.WaitGroup
+	sockets *datagram.Poller
+	running sync.WaitGroup // what asks over TCP
 
 	// mu guards what follows. No other lock is held with it.
 	mu      sync.Mutex
@@ -49,9 +52,9 @@ type upstream struct {
 // maxServers is how many servers something is remembered of: policies may name any number.
 const maxServers = 1024
 
-func newUpstream(o *Options) *upstream {
+func newUpstream(o *Options, sockets *datagram.Poller) *upstream {
 	return &upstream{
-		control: o.Control, try: o.TryTimeout,
+		control: o.Control, try: o.TryTimeout, sockets: sockets,
 		servers: make(map[netip.AddrPort]*server), quests: make(map[*quest]struct{}),
 	}
 }

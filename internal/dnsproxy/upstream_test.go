@@ -327,13 +327,14 @@ func TestStopWhileAsking(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error)
-	go func() { done <- w.Serve(ctx, datagrams{pc.(*net.UDPConn), index}) }()
 	c, err := net.Dial("udp4", pc.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	socket := newDatagrams(t, pc, index)
+	done := make(chan error)
+	go func() { done <- w.Serve(ctx, socket) }()
 	if _, err := c.Write(packed(t, questionFor("a.example", dns.TypeA))); err != nil {
 		t.Fatal(err)
 	}

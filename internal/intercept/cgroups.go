@@ -10,11 +10,11 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
 )
 
@@ -83,15 +83,11 @@ func (f *Front) toCgroups(k Kernel, port uint16, v6 bool, realm uint32) error {
 	return nil
 }
 
-func netnsCookie(conn syscall.Conn) (cookie uint64, err error) {
-	raw, err := conn.SyscallConn()
-	if err == nil {
-		ctlErr := raw.Control(func(fd uintptr) {
-			cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-		})
-		err = errors.Join(err, ctlErr)
-	}
-	return cookie, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err)
+func netnsCookie(conn *datagram.Conn) (cookie uint64, err error) {
+	ctlErr := conn.Control(func(fd uintptr) {
+		cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	})
+	return cookie, errors.Join(ctlErr, os.NewSyscallError("getsockopt SO_NETNS_COOKIE", err))
 }
 
 // dnsRoute makes every IPv6 DNS address the host's own. The port, being the

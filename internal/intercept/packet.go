@@ -4,10 +4,8 @@ package intercept
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +17,7 @@ import (
 // packets is a UDP socket for every address, that knows by IP_PKTINFO or
 // IPV6_PKTINFO (ip(7), ipv6(7)) which one a query came to, and answers from it.
 type packets struct {
-	conn  *net.UDPConn
-	raw   syscall.RawConn // conn's
+	conn  *datagram.Conn
 	port  uint16
 	v6    bool
 	where *place
@@ -28,7 +25,8 @@ type packets struct {
 
 var controlSpace = max(unix.CmsgSpace(unix.SizeofInet4Pktinfo), unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 
-// queriesRead are taken at once, and answersSent sent, if there are so many. Larger answers go one by one.
+// queriesRead are taken at once, and answersSent sent, if there are so many. The server
+// makes no larger answers.
 const (
 	queriesRead = 32
 	answersSent = 16
@@ -36,7 +34,7 @@ const (
 )
 
 var (
-	reads = datagram.NewPool(queriesRead, dnsproxy.MaxQuery, controlSpace)
+	reads = sync.Pool{New: func() any { return datagram.New(queriesRead, dnsproxy.MaxQuery, controlSpace, false) }}
 	// writes are batches for IPv4, then for IPv6.
 	writes = [2]sync.Pool{
 		{New: func() any { return datagram.New(answersSent, answerBytes, controlSpace, false) }},
@@ -47,11 +45,12 @@ var (
 // ReadQueries leaves out what is no query of an attachment: what is too long, or
 // empty, or from nobody.
 func (p *packets) ReadQueries(each func(b []byte, from dnsproxy.Peer)) error {
-	in, n, err := reads.Receive(p.raw)
+	in := reads.Get().(*datagram.Batch)
+	defer reads.Put(in)
+	n, err := in.Receive(p.conn)
 	if err != nil {
 		return fmt.Errorf("read DNS queries: %w", err)
 	}
-	defer reads.Put(in)
 	for i := range n {
 		b, whole := in.Data(i)
 		to, ok := destination(in.Control(i))
@@ -100,14 +99,12 @@ func (p *packets) WriteAnswers(answers []dnsproxy.Answer) error {
 		if out.Add(a.Bytes, a.To.Client, control) {
 			continue
 		}
-		out.Send(p.raw, note)
-		if !out.Add(a.Bytes, a.To.Client, control) { // it is too long for it
-			if _, _, err := p.conn.WriteMsgUDPAddrPort(a.Bytes, control, a.To.Client); err != nil {
-				note(0, err)
-			}
+		out.Send(p.conn, note)
+		if !out.Add(a.Bytes, a.To.Client, control) {
+			note(0, unix.EMSGSIZE)
 		}
 	}
-	out.Send(p.raw, note)
+	out.Send(p.conn, note)
 	return failed
 }
 
@@ -119,6 +116,9 @@ func (p *packets) source(to dnsproxy.Peer) []byte {
 	}
 	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: to.Server.Addr().As4()})
 }
+
+// Watch waits for queries.
+func (p *packets) Watch(by *datagram.Poller, ready func() bool) error { return p.conn.Watch(by, ready) }
 
 // Close makes ReadQueries return net.ErrClosed.
 func (p *packets) Close() error { return p.conn.Close() }

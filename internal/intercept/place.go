@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/dnsproxy"
 )
@@ -83,13 +84,12 @@ func (w *place) openFamily(f *Front, family string, port uint16) error {
 	if err != nil {
 		return err
 	}
-	f.add(packet)
-	conn := packet.(*net.UDPConn)
-	raw, err := conn.SyscallConn()
+	conn, err := datagram.NewConn(packet.(*net.UDPConn))
 	if err != nil {
 		return err
 	}
-	f.Packets = append(f.Packets, &packets{conn: conn, raw: raw, port: port, v6: family == "6", where: w})
+	f.add(conn)
+	f.Packets = append(f.Packets, &packets{conn: conn, port: port, v6: family == "6", where: w})
 	// Go sets SO_REUSEADDR on TCP sockets that listen. It takes the port from
 	// connections that linger, not from a socket that listens (socket(7)).
 	stream, err := listen.Listen(context.Background(), "tcp"+family, address)
