@@ -29,7 +29,7 @@ func textZone(lengths ...int) (z testenv.Zone) {
 func TestNarrowDevices(t *testing.T) {
 	texts := []int{400, 500, 900, 1155, 9000}
 	zone := textZone(texts...)
-	devices := map[string]testenv.Device{"veth": testenv.VethDevice, "bridge port": testenv.BridgePort, "tap": testenv.TapDevice}
+	devices := map[string]testenv.Device{"veth": testenv.VethDevice, "bridge port": testenv.BridgePort, "tap": testenv.TapDevice, "tun": testenv.TunDevice}
 	for name, device := range devices {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // it mostly waits
