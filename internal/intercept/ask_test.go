@@ -38,6 +38,7 @@ type outcome struct {
 	Answer answer
 	From   netip.AddrPort // recvfrom
 	Peer   netip.AddrPort // getpeername of what is connected
+	Most   int            // bytes of a TCP segment
 	Call   string         // the first that failed, and why
 	Errno  unix.Errno
 }
@@ -131,6 +132,11 @@ func askOne(fd int, kind string, server unix.Sockaddr, text string) outcome {
 	}
 	o := exchange(fd, kind, nil, text)
 	o.Peer = addrPort(peer)
+	if kind == "tcp" {
+		if o.Most, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG); err != nil {
+			return failed("getsockopt", err)
+		}
+	}
 	return o
 }
 

@@ -64,7 +64,13 @@ func TestInterfaces(t *testing.T) {
 			if device != testenv.TunDevice { // a tun has no addresses of the link but its own
 				asked = append(asked, questions(plainKinds, []string{linkLocal(t, w, device)})...)
 			}
-			answered(t, index, asked, ask(t, w.Workload, nil, asked...))
+			all := ask(t, w.Workload, nil, asked...)
+			answered(t, index, asked, all)
+			for i, outcomes := range all { // both ends send what every way of IPv6 carries
+				if most := outcomes[0].Most; most > 1280-40-20 || most == 0 && strings.HasPrefix(asked[i].Kind, "tcp") {
+					t.Errorf("%s %s: segments of %d bytes", asked[i].Kind, asked[i].Servers[0], most)
+				}
+			}
 			escaped(t, outside, w.Workload, nil)
 
 			firewall(t, host, w.Link, "ct state invalid drop")
