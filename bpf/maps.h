@@ -10,6 +10,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "dns_types.h"
 #include "types.h"
 
 struct bpf_map; /* what bpf_for_each_map_elem hands its callback */

@@ -344,50 +344,6 @@ struct flow {
 	__u32 name; /* learned flow: by which its last packet was permitted */
 };
 
-/* Keys of nf_dns: where queries go. What is 0 is not there, and closed. */
-enum dns_setting {
-	DNS_NETNS, /* cookie of the namespace whose cgroups' sockets are listened to */
-	DNS_PORT, /* of the listeners on lo, host order */
-	DNS_IFINDEX, /* of the veth to the listeners for interfaces */
-	DNS_REALM, /* skb->priority of queries to the listeners on lo, by which they know theirs */
-	DNS_SETTINGS,
-};
-
-/* Whom a socket asks, and who has put a DNS address in that place. */
-struct dns_server {
-	struct address address;
-	__u64 identity;
-	__u16 port; /* host order */
-	__u16 listener; /* the port put in its place */
-	__u32 pad;
-};
-
-struct dns_servers {
-	struct dns_server slot[DNS_SERVERS];
-	__u32 used; /* ever */
-	__u32 pad;
-};
-
-/* A place for one flow of queries: any of the ways of the set that its hash gives. */
-struct dns_flow_key {
-	__u32 attachment;
-	__u16 set;
-	__u16 way;
-};
-
-/* The way back for answers to an interface. */
-struct dns_flow {
-	__u64 deadline; /* bpf_ktime_get_boot_ns() */
-	struct address client;
-	struct address server;
-	__u32 incarnation;
-	__u16 client_port; /* host order */
-	__u8 protocol;
-	__u8 pad;
-	__u8 macs[12]; /* of the query's frame: destination, source */
-	__u32 pad2;
-};
-
 #define FLOW_OWNER(attachment, port) ((__u32)(port) << 16 | (attachment))
 #define FLOW_ATTACHMENT(owner) ((owner)&0xffff)
 #define FLOW_PORT(owner) ((owner) >> 16)
