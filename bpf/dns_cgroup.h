@@ -171,6 +171,34 @@ static __always_inline int dns_answered(struct bpf_sock_addr *ctx, struct addres
 	return 1;
 }
 
+/*
+ * dns_original finds the server that a query was for before its socket was turned to a
+ * DNS address: the socket that the answer would go to remembers it. One that asks more
+ * servers than it has slots may be found to have asked a later one, never one that
+ * another socket has.
+ */
+static __always_inline int dns_original(struct __sk_buff *skb, struct dns_question *q)
+{
+	struct packet p = {
+		.src = q->asked,
+		.dst = q->client,
+		.dst_port = q->client_port,
+		.protocol = q->protocol,
+	};
+	struct bpf_sock *sk = receiver(skb, &p, q->listener, q->netns);
+	struct dns_server *server;
+
+	if (!sk)
+		return 0;
+	server = dns_written(bpf_sk_storage_get(&nf_dns_sockets, sk, NULL, 0), &q->asked);
+	if (server && server->identity == q->identity && server->listener == q->listener) {
+		q->server = server->address;
+		q->server_port = server->port;
+	}
+	bpf_sk_release(sk);
+	return q->server_port;
+}
+
 /* dns_binds: whoever held the listener's place would get the queries of others. */
 static __always_inline int dns_binds(struct bpf_sock_addr *ctx, const struct address *at)
 {

@@ -29,6 +29,24 @@ struct dns_servers {
 	__u32 pad;
 };
 
+/*
+ * What the daemon asks about a query that came to it at a DNS address, in the place of
+ * a packet: which server it was for. Ports are in host order.
+ */
+struct dns_question {
+	__u8 header[16]; /* the kernel takes the first 14 bytes for an Ethernet header */
+	__u64 identity; /* whose the query is */
+	struct address client;
+	struct address asked; /* the DNS address */
+	struct address server; /* out */
+	__s32 netns; /* of the client: its id in the daemon's; -1: the daemon's own */
+	__u16 client_port;
+	__u16 listener;
+	__u16 server_port; /* out; 0: it is not known */
+	__u8 protocol;
+	__u8 pad[5];
+};
+
 /* A place for one flow of queries: any of the ways of the set that its hash gives. */
 struct dns_flow_key {
 	__u32 attachment;

@@ -33,11 +33,11 @@ static __always_inline struct protected_socket *protected_socket(const struct pa
 }
 
 /*
- * receiver is the socket that would get p if it came from src_port, or NULL.
- * The caller releases it.
+ * receiver is the socket of a network namespace that would get p if it came from
+ * src_port, or NULL. The caller releases it.
  */
 static __always_inline struct bpf_sock *receiver(struct __sk_buff *skb, const struct packet *p,
-						 __u16 src_port)
+						 __u16 src_port, __s32 netns)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size;
@@ -56,8 +56,8 @@ static __always_inline struct bpf_sock *receiver(struct __sk_buff *skb, const st
 		size = sizeof(tuple.ipv6);
 	}
 	if (p->protocol == IPPROTO_TCP)
-		return bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	return bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+		return bpf_sk_lookup_tcp(skb, &tuple, size, netns, 0);
+	return bpf_sk_lookup_udp(skb, &tuple, size, netns, 0);
 }
 
 /*
@@ -76,9 +76,9 @@ static __always_inline int reaches_own(struct __sk_buff *skb, __u32 attachment,
 
 	if (!self || p->portless || is_multicast(&p->dst))
 		return 0;
-	sk = receiver(skb, p, p->src_port);
+	sk = receiver(skb, p, p->src_port, BPF_F_CURRENT_NETNS);
 	if (!sk && p->protocol == IPPROTO_TCP) /* one in TIME_WAIT gives a SYN to the listener */
-		sk = receiver(skb, p, 0);
+		sk = receiver(skb, p, 0, BPF_F_CURRENT_NETNS);
 	if (!sk)
 		return p->protocol == IPPROTO_TCP && is_loopback(&p->dst);
 	own = bpf_sk_ancestor_cgroup_id(sk, self->level) == self->scope;

@@ -376,6 +376,20 @@ int nf_dns_flows_end(void *ctx)
 	return 0;
 }
 
+/* Run by the daemon, with a struct dns_question for a packet. */
+SEC("tc")
+int nf_dns_original(struct __sk_buff *skb)
+{
+	struct dns_question question;
+
+	if (bpf_skb_load_bytes(skb, 0, &question, sizeof(question)))
+		return 0;
+	question.server_port = 0;
+	if (!dns_original(skb, &question))
+		return 0;
+	return !bpf_skb_store_bytes(skb, 0, &question, sizeof(question), 0);
+}
+
 /* Types that Go is generated from and that no map names. */
 const volatile struct {
 	enum limit limit;
@@ -387,6 +401,7 @@ const volatile struct {
 	enum reason reason;
 	enum dns_setting dns_setting;
 	enum source_kind source_kind;
+	struct dns_question dns_question;
 	struct source source;
 	struct prefix prefix;
 	struct clause clause;

@@ -92,6 +92,30 @@ type bpfDnsFlowKey struct {
 	Way        uint16
 }
 
+type bpfDnsQuestion struct {
+	_        structs.HostLayout
+	Header   [16]uint8
+	Identity uint64
+	Client   struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Asked struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Server struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Netns      int32
+	ClientPort uint16
+	Listener   uint16
+	ServerPort uint16
+	Protocol   uint8
+	Pad        [5]uint8
+}
+
 type bpfDnsServers struct {
 	_    structs.HostLayout
 	Slot [8]struct {
@@ -463,6 +487,7 @@ const (
 	bpfProgNfConnect4           = "nf_connect4"
 	bpfProgNfConnect6           = "nf_connect6"
 	bpfProgNfDnsFlowsEnd        = "nf_dns_flows_end"
+	bpfProgNfDnsOriginal        = "nf_dns_original"
 	bpfProgNfDnsReturn          = "nf_dns_return"
 	bpfProgNfFlowsEnd           = "nf_flows_end"
 	bpfProgNfGetpeername4       = "nf_getpeername4"
@@ -535,6 +560,7 @@ type bpfProgramSpecs struct {
 	NfConnect4     *ebpf.ProgramSpec `ebpf:"nf_connect4"`
 	NfConnect6     *ebpf.ProgramSpec `ebpf:"nf_connect6"`
 	NfDnsFlowsEnd  *ebpf.ProgramSpec `ebpf:"nf_dns_flows_end"`
+	NfDnsOriginal  *ebpf.ProgramSpec `ebpf:"nf_dns_original"`
 	NfDnsReturn    *ebpf.ProgramSpec `ebpf:"nf_dns_return"`
 	NfFlowsEnd     *ebpf.ProgramSpec `ebpf:"nf_flows_end"`
 	NfGetpeername4 *ebpf.ProgramSpec `ebpf:"nf_getpeername4"`
@@ -711,6 +737,7 @@ type bpfPrograms struct {
 	NfConnect4     *ebpf.Program `ebpf:"nf_connect4"`
 	NfConnect6     *ebpf.Program `ebpf:"nf_connect6"`
 	NfDnsFlowsEnd  *ebpf.Program `ebpf:"nf_dns_flows_end"`
+	NfDnsOriginal  *ebpf.Program `ebpf:"nf_dns_original"`
 	NfDnsReturn    *ebpf.Program `ebpf:"nf_dns_return"`
 	NfFlowsEnd     *ebpf.Program `ebpf:"nf_flows_end"`
 	NfGetpeername4 *ebpf.Program `ebpf:"nf_getpeername4"`
@@ -736,6 +763,7 @@ func (p *bpfPrograms) Close() error {
 		p.NfConnect4,
 		p.NfConnect6,
 		p.NfDnsFlowsEnd,
+		p.NfDnsOriginal,
 		p.NfDnsReturn,
 		p.NfFlowsEnd,
 		p.NfGetpeername4,

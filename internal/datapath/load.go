@@ -85,7 +85,7 @@ func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, opened ma
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, name := range names {
 		program := spec.Programs[name]
-		if c.Only == Cgroups && program.Type == ebpf.SchedCLS {
+		if c.Only == Cgroups && program.Type == ebpf.SchedCLS && name != bpfProgNfDnsOriginal { // which no interface has
 			continue
 		}
 		g.Go(func() error {

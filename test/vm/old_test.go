@@ -45,6 +45,7 @@ var groups = []struct {
 		"TestARuleForARemoteAddressIsNoneForTheHost", "TestBroadcastThroughLoopbackReachesNotOnlyOwn",
 		"TestTimeWaitHidesNoListener", "TestRepliesThroughLoopbackOutliveAPolicy", "TestLearnedAddressesOfACgroup",
 		"TestGuardOfACgroup", "TestAuditOfACgroup", "TestDropsOfACgroupAreToldOf", "TestCgroupStorageIsZeroedByDetach",
+		"TestOriginalServers",
 	}},
 	{"filters", "datapath", []string{
 		"TestFilter.*", "TestAttachIsClosedAndDetachIsWhole", "TestAttachPutsLinksBack", "TestOpenAdopts",
