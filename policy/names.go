@@ -153,14 +153,28 @@ func (n *Names) Covers(addr netip.Addr) bool {
 // a server over UDP, at a time of the boot clock. In audit that is all that the
 // guard does not deny.
 func (n *Names) Reaches(server netip.AddrPort, boot time.Duration) bool {
+	_, d := n.reach(server, boot)
+	return d.Action == Allow
+}
+
+// ReachesOverLo reports the same of a server that a cgroup reaches through lo, at an address of the host that it is on.
+// There it takes a rule for the server: whatever else passes may be a socket of the workload's own, which would answer
+// what it likes.
+func (n *Names) ReachesOverLo(server netip.AddrPort, boot time.Duration) bool {
+	p, d := n.reach(server, boot)
+	return d.Action == Allow && (p.Mode == ModeDisabled || d.Rule != nil && p.Loopback != LoopbackDeny)
+}
+
+// reach decides by the policy that it returns.
+func (n *Names) reach(server netip.AddrPort, boot time.Duration) (*Policy, Decision) {
 	if n.static == nil || n.Closed {
-		return false
+		return &Policy{}, Decision{}
 	}
 	p := n.static
 	if n.Audit {
 		p = &Policy{Mode: ModeDisabled}
 	}
-	return p.DecideWith(n.guard, Flow{Addr: server.Addr(), Protocol: UDP, Port: server.Port()}, boot).Action == Allow
+	return p, p.DecideWith(n.guard, Flow{Addr: server.Addr(), Protocol: UDP, Port: server.Port()}, boot)
 }
 
 // covers reports whether the rules speak of an address, and whether the nearest

@@ -199,20 +199,55 @@ func (s *Server) forward(z *policy.ZoneForward, q *query, chain []datapath.Membe
 // member would let the workload ask it by itself: nobody is reached, and nothing
 // is told to anybody, by way of this host that could not be without.
 func (s *Server) original(z *policy.ZoneForward, q *query, chain []datapath.Member) ([]netip.AddrPort, error) {
-	servers, err := s.reachable([]netip.AddrPort{q.peer.Server})
+	fails := func(why string) error {
+		return fmt.Errorf("zone %s is forwarded to the server that the workload asked, %s", z.Zone, why)
+	}
+	server, err := s.meant(q, chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("zone %s is forwarded to the server that the workload asked, which is not known (give the zone's servers)", z.Zone)
+		return nil, fails("which is not known: " + err.Error())
+	}
+	addr := server.Addr()
+	servers, err := s.reachable([]netip.AddrPort{server})
+	if err != nil || !isHost(addr) {
+		return nil, fails("which is not known (give the zone's servers)")
+	}
+	if q.peer.Origin == OtherNetns && addr.IsLoopback() {
+		return nil, fails(fmt.Sprintf("%v, which only its own network namespace reaches (give the zone's servers)", addr))
 	}
 	now, err := datapath.BootClock()
 	if err != nil {
 		return nil, err
 	}
+	reaches := (*policy.Names).Reaches
+	if q.peer.Origin == Cgroup && (addr.IsLoopback() || s.host.has(addr)) {
+		reaches = (*policy.Names).ReachesOverLo
+	}
 	for _, m := range chain {
-		if !m.Names.Reaches(q.peer.Server, now) {
-			return nil, fmt.Errorf("zone %s is forwarded to the server that the workload asked, %v, which its rules do not allow (allow %v/udp)", z.Zone, q.peer.Server.Addr(), q.peer.Server)
+		if !reaches(m.Names, server, now) {
+			return nil, fails(fmt.Sprintf("%v, which its rules do not allow (allow %v/udp)", addr, server))
 		}
 	}
 	return servers, nil
+}
+
+// meant is whom the query was for.
+func (s *Server) meant(q *query, whose datapath.Member) (netip.AddrPort, error) {
+	asked := datapath.CgroupQuery{Member: whose, Client: q.peer.Client, Asked: q.peer.Server, TCP: q.stream, Netns: datapath.OwnNetns}
+	switch q.peer.Origin {
+	case Interface:
+		return q.peer.Server, nil
+	case OtherNetns:
+		asked.Netns = q.peer.Netns
+	}
+	return s.Kernel.Original(asked)
+}
+
+// isHost is false of what stands for several hosts, or for any, and of an address on a link, as the link is not known.
+func isHost(addr netip.Addr) bool {
+	if addr.Is4() {
+		return !addr.IsUnspecified() && addr.As4()[0] < 224
+	}
+	return !addr.IsUnspecified() && !addr.IsMulticast() && !addr.IsLinkLocalUnicast()
 }
 
 // reachable leaves out the servers that are this one.

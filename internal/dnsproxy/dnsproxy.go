@@ -28,6 +28,9 @@ type Kernel interface {
 	Learn(lessons []datapath.Lesson, wait bool) error
 	// MTU returns what a packet may be to leave by the device of index; 0: any size.
 	MTU(index uint32) (int, error)
+	// Original returns the server that a query of a cgroup was for; the zero AddrPort:
+	// that is not known.
+	Original(q datapath.CgroupQuery) (netip.AddrPort, error)
 }
 
 // Remote decides queries in proxy mode.
@@ -50,7 +53,18 @@ type Peer struct {
 	Index  uint32         // the attachment's
 	Client netip.AddrPort // whom to answer, as the socket sees it
 	Server netip.AddrPort // the address that the query came to, from which it is answered
+	Origin Origin
+	Netns  int // of OtherNetns, as datapath.CgroupQuery has it
 }
+
+// Origin is where a query comes from.
+type Origin uint8
+
+const (
+	Interface  Origin = iota // Server is whom it was for
+	Cgroup                   // Server is a DNS address, and the query from a socket in this process's network namespace
+	OtherNetns               // likewise, but from one in another
+)
 
 // Answer is one datagram for who asked.
 type Answer struct {

@@ -33,7 +33,11 @@ type kernel struct {
 	learned map[netip.Addr]bool
 	mtu     int
 	held    map[uint32]chan struct{} // who waits to learn for an index waits for this
+
+	original func(datapath.CgroupQuery) (netip.AddrPort, error) // nil: must not be called
 }
+
+func (k *kernel) Original(q datapath.CgroupQuery) (netip.AddrPort, error) { return k.original(q) }
 
 func (k *kernel) Chain(index uint32) []datapath.Member {
 	k.mu.Lock()

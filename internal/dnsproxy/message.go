@@ -34,7 +34,8 @@ type query struct {
 	do         bool
 	version    uint8 // of EDNS
 	peer       Peer
-	maxSize    int // of the answer
+	stream     bool // it came over TCP
+	maxSize    int  // of the answer
 	deadline   time.Time
 }
 
@@ -83,7 +84,7 @@ func parse(b []byte, peer Peer, stream bool) (*query, []byte) {
 	if opcode := int(b[2] >> 3 & 0xf); opcode != dns.OpcodeQuery {
 		return nil, headerOnly(b, dns.RcodeNotImplemented)
 	}
-	q := &query{peer: peer, maxSize: dns.MinMsgSize}
+	q := &query{peer: peer, stream: stream, maxSize: dns.MinMsgSize}
 	if !q.read(b) {
 		if rcode := q.readAny(b); rcode != dns.RcodeSuccess {
 			return nil, headerOnly(b, rcode)

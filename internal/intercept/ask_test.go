@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/netfence/netfence/internal/datapath"
 	"github.com/netfence/netfence/internal/dnsproxy"
 	"github.com/netfence/netfence/internal/intercept"
 	"github.com/netfence/netfence/internal/testenv"
@@ -48,6 +49,9 @@ type answer struct {
 	Index  uint32
 	Text   string // of the question
 	Server netip.AddrPort
+	// Cgroup: whom the socket meant is to be known, Original.
+	Cgroup   bool
+	Original netip.AddrPort
 }
 
 // asker asks and prints what comes of it. A server that does not answer within a
@@ -282,9 +286,17 @@ func answered(t *testing.T, index uint32, asked []question, all [][]outcome) {
 				t.Errorf("%s %s: answer from %s", q.Kind, server, o.From)
 			case !strings.HasPrefix(q.Kind, "udp") && o.Peer != server:
 				t.Errorf("%s %s: connected to %s", q.Kind, server, o.Peer)
+			case o.Answer.Cgroup && o.Answer.Original != server && !isDNSAddress(server.Addr()):
+				t.Errorf("%s %s: found to have asked %s", q.Kind, server, o.Answer.Original)
 			}
 		}
 	}
+}
+
+// isDNSAddress is true of the addresses at which the host may ask too.
+func isDNSAddress(a netip.Addr) bool {
+	_, ok := datapath.CgroupIndex(a)
+	return ok
 }
 
 // unanswered checks that no question was, for one of the reasons.
@@ -305,15 +317,15 @@ func unanswered(t *testing.T, asked []question, all [][]outcome, reasons ...unix
 	}
 }
 
-// respond answers what comes to the front with what is known of the peer.
-func respond(f *intercept.Front) (done *sync.WaitGroup) {
+// respond answers what comes to the front with what is known of the peer; of whom a cgroup's socket meant if d is not nil.
+func respond(f *intercept.Front, d *datapath.Datapath) (done *sync.WaitGroup) {
 	done = &sync.WaitGroup{}
 	for _, packets := range f.Packets {
 		done.Go(func() {
 			for {
 				var answers []dnsproxy.Answer
 				err := packets.ReadQueries(func(b []byte, peer dnsproxy.Peer) {
-					answers = append(answers, dnsproxy.Answer{Bytes: reply(b, peer), To: peer})
+					answers = append(answers, dnsproxy.Answer{Bytes: reply(d, b, peer, false), To: peer})
 				})
 				if err != nil {
 					return
@@ -340,7 +352,7 @@ func respond(f *intercept.Front) (done *sync.WaitGroup) {
 						if _, err := io.ReadFull(conn, b); err != nil {
 							return
 						}
-						text := reply(b, peer)
+						text := reply(d, b, peer, true)
 						_, _ = conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(text))), text...))
 					}
 				})
@@ -350,8 +362,24 @@ func respond(f *intercept.Front) (done *sync.WaitGroup) {
 	return done
 }
 
-func reply(text []byte, peer dnsproxy.Peer) []byte {
-	b, err := json.Marshal(answer{Index: peer.Index, Text: string(text), Server: peer.Server})
+func reply(d *datapath.Datapath, text []byte, peer dnsproxy.Peer, tcp bool) []byte {
+	a := answer{Index: peer.Index, Text: string(text), Server: peer.Server}
+	var err error
+	var chain []datapath.Member
+	if d != nil && peer.Origin != dnsproxy.Interface {
+		chain = d.Chain(peer.Index)
+	}
+	if len(chain) > 0 {
+		q := datapath.CgroupQuery{Member: chain[0], Client: peer.Client, Asked: peer.Server, TCP: tcp, Netns: datapath.OwnNetns}
+		if peer.Origin == dnsproxy.OtherNetns {
+			q.Netns = peer.Netns
+		}
+		a.Cgroup = true
+		if a.Original, err = d.Original(q); err != nil {
+			panic(err)
+		}
+	}
+	b, err := json.Marshal(a)
 	if err != nil {
 		panic(err)
 	}

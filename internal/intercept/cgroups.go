@@ -16,6 +16,7 @@ import (
 
 	"github.com/netfence/netfence/internal/datagram"
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/dnsproxy"
 )
 
 // ports are tried in turn, one for each process that listens: privileged, so
@@ -40,7 +41,7 @@ func OpenCgroups(k Kernel) (*Front, error) {
 	if err != nil {
 		return nil, err
 	}
-	where := &place{host: filter}
+	where := &place{host: filter, origin: dnsproxy.Cgroup}
 	for _, port := range ports {
 		f := &Front{port: port, filter: filter}
 		v6, err := where.open(f, port)

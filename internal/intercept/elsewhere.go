@@ -17,8 +17,10 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/netfence/netfence/internal/datapath"
+	"github.com/netfence/netfence/internal/dnsproxy"
 )
 
 // ElsewhereKernel is told which namespaces are listened in; *datapath.Datapath is one.
@@ -111,9 +113,7 @@ func (e *Elsewhere) look(path string, index uint32) (refused int, err error) {
 		}
 		s.admit(index, true)
 		c.spaces = append(c.spaces, name)
-		if s.nsid >= 0 {
-			nsids = append(nsids, s.nsid)
-		}
+		nsids = append(nsids, s.nsid)
 	}
 	if before := e.cgroups[index]; before != nil {
 		for _, name := range before.spaces {
@@ -159,12 +159,13 @@ func (e *Elsewhere) open(pids []string) (*space, error) {
 	}
 	defer ns.Close()
 	s := &space{front: &Front{}, done: make(chan struct{}), admits: make(map[uint32]bool)}
-	if s.nsid, err = netlink.GetNetNsIdByFd(int(ns.Fd())); err != nil {
+	if s.nsid, err = netnsID(ns); err != nil {
 		return nil, fmt.Errorf("id of network namespace: %w", err)
 	}
 	var cookie uint64
 	err = inNamespace(ns, func() error {
-		v6, err := (&place{host: e.filter.Strict(), admits: s.has}).open(s.front, e.port)
+		where := &place{host: e.filter.Strict(), origin: dnsproxy.OtherNetns, netns: s.nsid, admits: s.has}
+		v6, err := where.open(s.front, e.port)
 		if err == nil {
 			cookie, err = netnsCookie(s.front.Packets[0].(*packets).conn)
 		}
@@ -191,6 +192,22 @@ func (e *Elsewhere) open(pids []string) (*space, error) {
 		}
 	}()
 	return s, nil
+}
+
+// netnsID is the id of a namespace in this one, which it keeps for as long as it lives. It has one if a veth leads there;
+// else it is given one.
+func netnsID(ns *os.File) (int, error) {
+	id, err := netlink.GetNetNsIdByFd(int(ns.Fd()))
+	if err != nil || id >= 0 {
+		return id, err
+	}
+	if err := netlink.SetNetNsIdByFd(int(ns.Fd()), -1); err != nil && !errors.Is(err, unix.EEXIST) {
+		return 0, err
+	}
+	if id, err = netlink.GetNetNsIdByFd(int(ns.Fd())); err == nil && id < 0 {
+		err = unix.ENOENT
+	}
+	return id, err
 }
 
 func (s *space) admit(index uint32, yes bool) {

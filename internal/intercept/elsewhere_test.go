@@ -23,7 +23,7 @@ import (
 func elsewhere(t *testing.T, d *datapath.Datapath, f *intercept.Front) *intercept.Elsewhere {
 	t.Helper()
 	serve := func(ctx context.Context, f *intercept.Front) error {
-		done := respond(f)
+		done := respond(f, d)
 		<-ctx.Done()
 		err := f.Close()
 		done.Wait()
@@ -135,6 +135,21 @@ func TestElsewhere(t *testing.T) {
 		return strings.Count(string(sockets), "\n") == 1 // proc_net(5): the heading
 	})
 	unanswered(t, asked, ask(t, w.Workload, cg, asked...), unix.EPERM)
+}
+
+// A namespace to which nothing leads has no id before its sockets are opened.
+func TestElsewhereAlone(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.Cgroup2)
+	ns, cg := testenv.NewNS(t), testenv.NewCgroup(t)
+	d := open(t)
+	_, index := attach(t, d, cgroupTarget(t, cg), everywhere())
+	e := elsewhere(t, d, front(t, intercept.OpenCgroups, d))
+	testenv.StartWorkload(t, ns, cg)
+	if refused, err := e.Look(cg.Path, index); refused != 0 || err != nil {
+		t.Fatalf("look: %d processes refused: %v", refused, err)
+	}
+	asked := append(questions(append(plainKinds, mappedKinds...), []string{"9.9.9.9", "127.0.0.11"}), questions(plainKinds, []string{"2620:fe::fe", "::1"})...)
+	answered(t, index, asked, ask(t, ns, cg, asked...))
 }
 
 // A port that somebody has there already is left to them: who asks is refused.

@@ -54,7 +54,7 @@ func front(t *testing.T, open func(intercept.Kernel) (*intercept.Front, error), 
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := respond(f)
+	done := respond(f, d)
 	t.Cleanup(func() {
 		if err := f.Close(); err != nil {
 			t.Errorf("close front: %v", err)

@@ -33,8 +33,8 @@ var listener = testenv.NewFunc("listener", func(args []string) error {
 	if err != nil {
 		return err
 	}
-	respond(cgroups)
-	done := respond(interfaces)
+	respond(cgroups, nil)
+	done := respond(interfaces, nil)
 	fmt.Println("listening")
 	done.Wait()
 	return errors.New("nobody listens any more")

@@ -26,6 +26,8 @@ type place struct {
 	// host is set in the host's namespace, for its lo. Nil: every address is theirs, whosever it is. A socket bound to lo
 	// would do for what comes by others, but has no IPv6 route to a client whose own address is on another device.
 	host    *datapath.DNSFilter
+	origin  dnsproxy.Origin         // of the queries that come there
+	netns   int                     // of dnsproxy.OtherNetns
 	ifindex uint32                  // that answers leave by; 0: by routing
 	admits  func(index uint32) bool // whose queries are taken; nil: everybody's
 }
@@ -37,7 +39,7 @@ func (w *place) peer(client, server netip.AddrPort) (dnsproxy.Peer, bool) {
 	clean := func(a netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 	}
-	p := dnsproxy.Peer{Client: clean(client), Server: clean(server)}
+	p := dnsproxy.Peer{Client: clean(client), Server: clean(server), Origin: w.origin, Netns: w.netns}
 	var ok bool
 	if w.host != nil {
 		p.Index, ok = datapath.CgroupIndex(p.Server.Addr())
