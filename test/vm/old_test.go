@@ -57,6 +57,7 @@ var groups = []struct {
 	}},
 	{"names", "e2e", []string{
 		"TestSameClientAddress", "TestRefusedNames", "TestEventsNameTheDenied", "TestNestedNames", "TestDNSAddress",
+		"TestTwoOriginalServers", "TestOriginalServersThatAreNotAsked",
 	}},
 	{"cgroups", "e2e", []string{"TestCgroup", "TestNestedCgroups", "TestLoopbackOfACgroup", "TestLoopbackAddressesOnTheWire"}},
 	{"run", "e2e", []string{"TestRun", "TestRunExitCodes"}},
