@@ -52,17 +52,9 @@ func (c cgroup) hold(h hook, dir string, fd int) error {
 	return c.pin(h, dir, l, err)
 }
 
-// verify asks for the cgroup too: one that was removed has its links until its last
-// socket is closed.
-func (c cgroup) verify(h hook, dir string, r bpfAttachment) error {
-	return onCgroup(r.Scope, func(int) error { return c.pinnedLink.verify(h, dir, r) })
-}
-
 // watch asks the kernel which programs are on the cgroup. It does not ask for their
 // order: each of them can only refuse more.
-func (c cgroup) watch(h hook, _ string, r bpfAttachment) error {
-	return onCgroup(r.Scope, func(fd int) error { return c.ours.isOn(fd, h) })
-}
+func (c cgroup) watch(h hook, _ string, _ bpfAttachment, fd int) error { return c.ours.isOn(fd, h) }
 
 // on returns the programs of ours that are on a cgroup at a hook.
 func (o *ours) on(fd int, h hook) ([]ebpf.ProgramID, error) {

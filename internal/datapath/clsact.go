@@ -83,13 +83,13 @@ func (c clsact) find(h hook, dir string, r bpfAttachment) (p place, handle uint3
 	return p, handle, first, nil
 }
 
-func (c clsact) verify(h hook, dir string, r bpfAttachment) error {
+func (c clsact) verify(h hook, dir string, r bpfAttachment, _ int) error {
 	_, _, _, err := c.find(h, dir, r)
 	return err
 }
 
 // watch does not ask for the pin: without it the filter filters as it did.
-func (c clsact) watch(h hook, dir string, r bpfAttachment) error {
+func (c clsact) watch(h hook, dir string, r bpfAttachment, _ int) error {
 	_, _, first, err := c.find(h, dir, r)
 	if err == nil && !first {
 		return errBehind

@@ -98,12 +98,12 @@ func TestFilterTakesTheLeadWithoutAGap(t *testing.T) {
 	defer next.Close()
 	for range 20 {
 		theirFilter(t, f.tg, filterPriority, next)
-		if err := h.by.watch(h, f.d.pins.attached(f.id), a.record); !errors.Is(err, errBehind) {
+		if err := h.by.watch(h, f.d.pins.attached(f.id), a.record, int(a.record.Ifindex)); !errors.Is(err, errBehind) {
 			t.Fatalf("another is before ours: %v", err)
 		}
 		f.d.look(a, 0, nil)
 		a.leads = leads{}
-		if err := h.by.watch(h, f.d.pins.attached(f.id), a.record); err != nil {
+		if err := h.by.watch(h, f.d.pins.attached(f.id), a.record, int(a.record.Ifindex)); err != nil {
 			t.Fatal(err)
 		}
 		for _, other := range inboundFilters(t, f.tg.Ifindex) {

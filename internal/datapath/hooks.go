@@ -38,15 +38,16 @@ type holder interface {
 	// hold puts the program on a target, of which on is the ifindex, or a file descriptor
 	// of the cgroup. Without a daemon it stays from then on.
 	hold(h hook, dir string, on int) error
-	// verify checks that a program of ours sits on the target of r: fs.ErrNotExist if hold
-	// has yet to be called, or somebody has undone it; ErrVanished if it sits nowhere,
-	// errForeign if somebody else's stands in its place, both if it sits elsewhere.
-	verify(h hook, dir string, r bpfAttachment) error
+	// verify checks that a program of ours sits on the target of r, of which on is as for
+	// hold: fs.ErrNotExist if hold has yet to be called, or somebody has undone it;
+	// ErrVanished if it sits nowhere, errForeign if somebody else's stands in its place,
+	// both if it sits elsewhere.
+	verify(h hook, dir string, r bpfAttachment, on int) error
 	// update puts the program in the place of an earlier daemon's, without a gap, or
 	// returns what verify would, and changes nothing.
 	update(h hook, dir string, r bpfAttachment) error
 	// watch is verify at less cost, and errBehind if another program runs first.
-	watch(h hook, dir string, r bpfAttachment) error
+	watch(h hook, dir string, r bpfAttachment, on int) error
 }
 
 // leader is a holder that can put its program before others again, without a gap.
@@ -101,19 +102,34 @@ func (d *Datapath) interfaceHolder(r bpfAttachment) holder {
 // no target: then it is the target that is gone, or somebody has detached them all.
 func lost(hooks []hook, dir string, r bpfAttachment) (list []hook, dead bool, err error) {
 	held := 0
-	for _, h := range hooks {
-		switch err := h.by.verify(h, dir, r); {
-		case errors.Is(err, ErrVanished) && !errors.Is(err, errForeign):
-			dead = true
-		case err == nil:
-			held++
-			continue
-		case !errors.Is(err, errForeign) && !errors.Is(err, fs.ErrNotExist):
-			return nil, false, fmt.Errorf("%s: %w", h.name, err)
+	err = at(r, func(on int) error {
+		for _, h := range hooks {
+			switch err := h.by.verify(h, dir, r, on); {
+			case errors.Is(err, ErrVanished) && !errors.Is(err, errForeign):
+				dead = true
+			case err == nil:
+				held++
+				continue
+			case !errors.Is(err, errForeign) && !errors.Is(err, fs.ErrNotExist):
+				return fmt.Errorf("%s: %w", h.name, err)
+			}
+			list = append(list, h)
 		}
-		list = append(list, h)
+		return nil
+	})
+	if errors.Is(err, ErrVanished) {
+		return hooks, true, nil
 	}
-	return list, dead && held == 0, nil
+	return list, dead && held == 0, err
+}
+
+// at calls do with the ifindex of r's target, or with a descriptor of its cgroup. ErrVanished:
+// there is no such cgroup. Its links it may have for longer, until its last socket is closed.
+func at(r bpfAttachment, do func(on int) error) error {
+	if isInterface(r) {
+		return do(int(r.Ifindex))
+	}
+	return onCgroup(r.Scope, do)
 }
 
 // vanished recognises the kernel's ways to say that the target is no more.

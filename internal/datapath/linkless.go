@@ -56,11 +56,13 @@ func put(fd int, h hook, old *ebpf.Program) error {
 	return nil
 }
 
-func (x linkless) verify(h hook, _ string, r bpfAttachment) error {
-	return onCgroup(r.Scope, func(fd int) error { return x.earlier.ours.isOn(fd, h) })
+func (x linkless) verify(h hook, _ string, _ bpfAttachment, fd int) error {
+	return x.earlier.ours.isOn(fd, h)
 }
 
-func (x linkless) watch(h hook, dir string, r bpfAttachment) error { return x.verify(h, dir, r) }
+func (x linkless) watch(h hook, dir string, r bpfAttachment, fd int) error {
+	return x.verify(h, dir, r, fd)
+}
 
 // update is of a link of an earlier ABI. Programs without one are replaced by
 // replacements.

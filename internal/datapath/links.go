@@ -78,7 +78,7 @@ func seatFor(h hook, r bpfAttachment) seat {
 	return seat{link.CgroupType, h.attach, r.Scope}
 }
 
-func (x pinnedLink) verify(h hook, dir string, r bpfAttachment) error {
+func (x pinnedLink) verify(h hook, dir string, r bpfAttachment, _ int) error {
 	l, err := x.open(h, dir, r)
 	if err != nil {
 		return err

@@ -24,12 +24,12 @@ func (x tcx) hold(h hook, dir string, ifindex int) error {
 }
 
 // watch asks the kernel which programs run on the device; their order is the answer's.
-func (x tcx) watch(h hook, _ string, r bpfAttachment) error {
-	on, err := link.QueryPrograms(link.QueryOptions{Target: int(r.Ifindex), Attach: h.attach})
+func (x tcx) watch(h hook, _ string, _ bpfAttachment, ifindex int) error {
+	there, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: h.attach})
 	if err != nil {
 		return vanished(err)
 	}
-	for i, p := range on.Programs {
+	for i, p := range there.Programs {
 		mine, err := x.ours.has(p.ID)
 		switch {
 		case err != nil:

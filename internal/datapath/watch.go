@@ -132,17 +132,25 @@ func (d *Datapath) inspect(a *attachment, id string, turn int) error {
 	}
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	fine := true
-	for _, h := range []hook{hooks[0], hooks[1+turn%(len(hooks)-1)]} {
-		switch err := h.by.watch(h, dir, a.record); {
-		case err == nil:
-			d.problems.over(problem(id, h))
-		case errors.Is(err, errBehind):
-			d.takeLead(a, id, h)
-		case errors.Is(err, ErrVanished), errors.Is(err, errForeign), errors.Is(err, fs.ErrNotExist):
-			fine = false
-		default:
-			d.log.Debug("hook not looked at", "attachment", id, "hook", h.name, "err", err)
+	err := at(a.record, func(on int) error {
+		for _, h := range []hook{hooks[0], hooks[1+turn%(len(hooks)-1)]} {
+			switch err := h.by.watch(h, dir, a.record, on); {
+			case err == nil:
+				d.problems.over(problem(id, h))
+			case errors.Is(err, errBehind):
+				d.takeLead(a, id, h)
+			case errors.Is(err, ErrVanished), errors.Is(err, errForeign), errors.Is(err, fs.ErrNotExist):
+				fine = false
+			default:
+				d.log.Debug("hook not looked at", "attachment", id, "hook", h.name, "err", err)
+			}
 		}
+		return nil
+	})
+	if errors.Is(err, ErrVanished) {
+		fine = false
+	} else if err != nil {
+		d.log.Debug("hooks not looked at", "attachment", id, "err", err)
 	}
 	if fine {
 		a.intact = time.Now()

@@ -104,7 +104,7 @@ func TestOursComesFirst(t *testing.T) {
 	arrived.Await(t, 1, toPort(forbidden.to)) // theirs hides ours
 	testenv.Eventually(t, "ours is the first again", func() bool {
 		h := d.hooks(d.known[id].record)[0]
-		return h.by.watch(h, d.pins.attached(id), d.known[id].record) == nil
+		return h.by.watch(h, d.pins.attached(id), d.known[id].record, tg.Ifindex) == nil
 	})
 	testenv.Eventually(t, "it is told of", func() bool { return len(told.take()) == 1 })
 	arrived.Await(t, arrived.Sum(t, toPort(allowed.to)).Count+100, toPort(allowed.to)) // what ours let pass before has arrived
@@ -132,7 +132,7 @@ func TestTakingTheLeadHasNoGap(t *testing.T) {
 		if err := d.lead(h.by.(leader), h, a.record, id); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.by.verify(h, d.pins.attached(id), a.record); err != nil {
+		if err := h.by.verify(h, d.pins.attached(id), a.record, tg.Ifindex); err != nil {
 			t.Fatal(err)
 		}
 	}
