@@ -34,13 +34,15 @@ func (d *Datapath) updateLinks() error {
 	return errors.Join(g.Wait(), by.close())
 }
 
+// updatePrograms finds on the way whether all are there: looking for them once more is left to
+// the watch.
 func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) error {
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	pinned, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("pinned links: %w", err)
 	}
-	linked := make(map[string]bool)
+	held := make(map[string]bool)
 	for _, pin := range pinned {
 		i := slices.IndexFunc(hooks, func(h hook) bool { return h.name == pin.Name() })
 		if i < 0 {
@@ -48,22 +50,22 @@ func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) er
 			continue
 		}
 		err := hooks[i].by.update(hooks[i], dir, a.record)
-		if linked[pin.Name()] = err == nil; err != nil {
+		if held[pin.Name()] = err == nil; err != nil {
 			if err := d.updated(id, hooks[i], err); err != nil {
 				return err
 			}
 		}
 	}
-	if isInterface(a.record) {
-		return nil
-	}
-	err = onCgroup(a.record.Scope, func(fd int) error {
+	err = at(a.record, func(on int) error {
 		for _, h := range hooks {
-			if _, without := h.by.(linkless); !without || linked[h.name] {
+			if _, without := h.by.(linkless); !without || held[h.name] {
 				continue
 			}
-			if err := d.updated(id, h, by.replace(h, fd)); err != nil {
-				return err
+			err := by.replace(h, on)
+			if held[h.name] = err == nil; err != nil {
+				if err := d.updated(id, h, err); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -71,6 +73,7 @@ func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) er
 	if errors.Is(err, ErrVanished) {
 		return nil
 	}
+	a.held = err == nil && !slices.ContainsFunc(hooks, func(h hook) bool { return !held[h.name] })
 	return err
 }
 

@@ -217,21 +217,22 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	if err := d.nesting.enter(a, t); err != nil {
 		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 	}
-	dir := d.pins.attached(id)
-	hooks := d.hooks(a.record)
-	gone, dead, err := lost(hooks, dir, a.record)
-	if err != nil {
-		return err
-	}
-	// Another interface may have the index of one that is gone; no cgroup has another's id.
-	if dead && (isInterface(a.record) || !alive(a.record, t)) {
-		return fmt.Errorf("attachment %s: no link holds %s %s any more: %w", id, t.Type, t.Name, ErrVanished)
-	}
-	if len(gone) > 0 {
-		if err := d.putBack(a, id, gone); err != nil {
-			return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+	if !a.held {
+		gone, dead, err := lost(d.hooks(a.record), d.pins.attached(id), a.record)
+		if err != nil {
+			return err
+		}
+		// Another interface may have the index of one that is gone; no cgroup has another's id.
+		if dead && (isInterface(a.record) || !alive(a.record, t)) {
+			return fmt.Errorf("attachment %s: no link holds %s %s any more: %w", id, t.Type, t.Name, ErrVanished)
+		}
+		if len(gone) > 0 {
+			if err := d.putBack(a, id, gone); err != nil {
+				return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
+			}
 		}
 	}
+	a.held = false
 	if err := d.own(a); err != nil {
 		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 	}

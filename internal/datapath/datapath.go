@@ -160,6 +160,7 @@ type attachment struct {
 
 	target target.Target // as Attach was last told; none: it has not been since Open
 	intact time.Time     // when it was last seen as it was left
+	held   bool          // Open has just seen it so, and nobody has looked since
 	leads  leads
 	counts atomic.Bool // the counters at its index are its own, not those of who had it before
 

@@ -104,11 +104,14 @@ func (r *replacements) close() error {
 	return errors.Join(errs...)
 }
 
-// replace is for hooks that are held without a link. Where there is no program of
-// ours, hold has yet to be called.
+// replace is for hooks that are held without a link. fs.ErrNotExist: there is no program
+// of ours, hold has yet to be called.
 func (r *replacements) replace(h hook, fd int) error {
 	there, err := r.ours.on(fd, h)
-	if err != nil || len(there) == 0 {
+	if err == nil && len(there) == 0 {
+		err = fmt.Errorf("program at %s: %w", h.name, fs.ErrNotExist)
+	}
+	if err != nil {
 		return err
 	}
 	old, err := r.program(there[0])
