@@ -75,8 +75,25 @@ func (x linkless) update(h hook, dir string, r bpfAttachment) error {
 type replacements struct {
 	ours *ours
 
-	mu  sync.Mutex
-	old map[ebpf.ProgramID]*ebpf.Program
+	mu     sync.Mutex
+	old    map[ebpf.ProgramID]*ebpf.Program
+	latest map[string]*ebpf.Program // of old, by hook: what was replaced there just now
+}
+
+// likely is what is probably on a cgroup at h: on most there is what is on the others.
+func (r *replacements) likely(h hook) *ebpf.Program {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.latest[h.name]
+}
+
+func (r *replacements) replaced(h hook, old *ebpf.Program) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.latest == nil {
+		r.latest = make(map[string]*ebpf.Program)
+	}
+	r.latest[h.name] = old
 }
 
 func (r *replacements) program(id ebpf.ProgramID) (*ebpf.Program, error) {
@@ -107,6 +124,9 @@ func (r *replacements) close() error {
 // replace is for hooks that are held without a link. fs.ErrNotExist: there is no program
 // of ours, hold has yet to be called.
 func (r *replacements) replace(h hook, fd int) error {
+	if old := r.likely(h); old != nil && put(fd, h, old) == nil {
+		return nil
+	}
 	there, err := r.ours.on(fd, h)
 	if err == nil && len(there) == 0 {
 		err = fmt.Errorf("program at %s: %w", h.name, fs.ErrNotExist)
@@ -118,7 +138,11 @@ func (r *replacements) replace(h hook, fd int) error {
 	if err != nil {
 		return fmt.Errorf("program at %s: %w", h.name, err)
 	}
-	return put(fd, h, old)
+	if err := put(fd, h, old); err != nil {
+		return err
+	}
+	r.replaced(h, old)
+	return nil
 }
 
 // leave takes what no link holds off the target of r.
