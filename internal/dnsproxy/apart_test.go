@@ -54,13 +54,13 @@ func (m *mailbox) Watch(_ *datagram.Poller, ready func() bool) error {
 	return nil
 }
 
-func (m *mailbox) ReadQueries(each func([]byte, Peer)) error {
+func (m *mailbox) ReadQueries(each func([]byte, Peer)) (bool, error) {
 	select {
 	case l := <-m.letters:
 		each(l.b, l.from)
-		return nil
+		return false, nil
 	case <-m.closed:
-		return net.ErrClosed
+		return false, net.ErrClosed
 	}
 }
 

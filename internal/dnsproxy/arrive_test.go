@@ -34,18 +34,18 @@ var (
 	writes = sync.Pool{New: func() any { return datagram.New(32, dns.MaxMsgSize, 0, false) }}
 )
 
-func (c datagrams) ReadQueries(each func([]byte, Peer)) error {
+func (c datagrams) ReadQueries(each func([]byte, Peer)) (more bool, err error) {
 	in := reads.Get().(*datagram.Batch)
 	defer reads.Put(in)
 	n, err := in.Receive(c.Conn)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for i := range n {
 		b, _ := in.Data(i)
 		each(b, Peer{Index: c.index, Client: in.From(i)})
 	}
-	return nil
+	return n == 32, nil
 }
 
 func (c datagrams) WriteAnswers(answers []Answer) error {

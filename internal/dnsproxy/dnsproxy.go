@@ -78,8 +78,8 @@ type PacketConn interface {
 	// false or the socket is closed.
 	Watch(p *datagram.Poller, ready func() bool) error
 	// ReadQueries calls each for every datagram that is there and is an
-	// attachment's, up to some number. b is each's until it returns.
-	ReadQueries(each func(b []byte, from Peer)) error
+	// attachment's, up to some number: then there may be more. b is each's until it returns.
+	ReadQueries(each func(b []byte, from Peer)) (more bool, err error)
 	// WriteAnswers sends answers, each from the address that was asked. One that cannot
 	// be sent keeps none of the others; an error is of one of them.
 	WriteAnswers(answers []Answer) error

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +22,7 @@ type shared struct {
 	loud netip.AddrPort
 }
 
-func (c shared) ReadQueries(each func([]byte, Peer)) error {
+func (c shared) ReadQueries(each func([]byte, Peer)) (bool, error) {
 	return c.datagrams.ReadQueries(func(b []byte, from Peer) {
 		if from.Client == c.loud {
 			from.Index++
@@ -36,6 +37,93 @@ func (g *gate) of(index uint32) int {
 	return g.by[index]
 }
 
+// floodable serves a socket for two attachments: one asks through loud, the other through quiet.
+func floodable(t *testing.T, w *world) (ctx context.Context, loud *net.UDPConn, quiet *dns.Conn, stop func()) {
+	t.Helper()
+	w.kernel.set(t, index+1, allowlist("*"))
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loud = dial(t, "udp", pc.LocalAddr().String()).(*net.UDPConn)
+	quiet = &dns.Conn{Conn: dial(t, "udp", pc.LocalAddr().String())}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	socket := shared{newDatagrams(t, pc, index), netip.MustParseAddrPort(loud.LocalAddr().String())}
+	running.Go(func() {
+		if err := w.Serve(ctx, socket); err != nil {
+			t.Error(err)
+		}
+	})
+	return ctx, loud, quiet, func() { cancel(); running.Wait() }
+}
+
+// answered reports whether there was an answer to one query within a second.
+func answered(t *testing.T, c *dns.Conn, q *dns.Msg) bool {
+	t.Helper()
+	if err := c.WriteMsg(q); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := c.ReadMsg()
+		if err != nil {
+			return false
+		}
+		if m.Id == q.Id {
+			return len(m.Answer) == 1
+		}
+	}
+}
+
+// TestFloodOfLargeAnswers holds that an attachment that asks for what takes long to answer, time and again, does not
+// have others' queries find no room in the socket.
+func TestFloodOfLargeAnswers(t *testing.T) {
+	var large []string
+	for i := range 2000 {
+		large = append(large, fmt.Sprintf("$ 600 IN A 192.0.%d.%d", i/250, i%250))
+	}
+	up := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
+		if !strings.EqualFold(q.Question[0].Name, "large.example.") {
+			return records(t, "$ 60 IN A 192.0.2.1")(q, network)
+		}
+		m := records(t, large...)(q, network)
+		m.Compress = true
+		if network == "udp" {
+			m.Truncate(dns.MinMsgSize)
+		}
+		return m
+	})
+	w := serve(t, Options{CacheBytes: 32 << 20}, []*resolver{up}, allowlist("*"))
+	ctx, loud, quiet, stop := floodable(t, w)
+	var flood sync.WaitGroup
+	query := packed(t, questionFor("large.example", dns.TypeA))
+	flood.Go(func() {
+		for tick := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-tick.C {
+			for range 20 {
+				_, _ = loud.Write(query) // to a socket that is full, or closed in the end
+			}
+		}
+	})
+	for w.CacheStats().Hits < 100 {
+		<-time.After(time.Millisecond)
+	}
+	const all = 10
+	lost := 0
+	for i := range all {
+		if !answered(t, quiet, questionFor(fmt.Sprintf("q%d.example", i), dns.TypeA)) {
+			lost++
+		}
+	}
+	if lost > all/2 {
+		t.Errorf("%d of %d queries of another had no answer", lost, all)
+	}
+	stop()
+	flood.Wait()
+}
+
 // TestFlood holds that an attachment that asks as fast as it can, for names that
 // take a server for ever and others that do not, neither has more queries in flight than it may nor
 // keeps another's from being answered.
@@ -48,21 +136,8 @@ func TestFlood(t *testing.T) {
 	})
 	const most = 64
 	w := serve(t, Options{MaxQueries: most, TryTimeout: time.Minute, Timeout: time.Minute}, []*resolver{up}, allowlist("*"))
-	w.kernel.set(t, index+1, allowlist("*"))
-	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	loud := dial(t, "udp", pc.LocalAddr().String()).(*net.UDPConn)
-	quiet := &dns.Conn{Conn: dial(t, "udp", pc.LocalAddr().String())}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, loud, quiet, stop := floodable(t, w)
 	var running sync.WaitGroup
-	socket := shared{newDatagrams(t, pc, index), netip.MustParseAddrPort(loud.LocalAddr().String())}
-	running.Go(func() {
-		if err := w.Serve(ctx, socket); err != nil {
-			t.Error(err)
-		}
-	})
 	running.Go(func() {
 		q := questionFor("a.example", dns.TypeTXT)
 		for i := 0; ctx.Err() == nil; i++ {
@@ -76,26 +151,16 @@ func TestFlood(t *testing.T) {
 	}
 	lost := 0
 	for i := range 50 {
-		q := questionFor(fmt.Sprintf("q%d.example", i), dns.TypeA)
-		for { // what finds the socket full is sent again, as resolvers do
-			if err := quiet.WriteMsg(q); err != nil {
-				t.Fatal(err)
-			}
-			if err := quiet.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-				t.Fatal(err)
-			}
-			m, err := quiet.ReadMsg()
-			if err == nil && m.Id == q.Id && len(m.Answer) == 1 {
-				break
-			}
+		// What finds the socket full is sent again, as resolvers do.
+		for !answered(t, quiet, questionFor(fmt.Sprintf("q%d.example", i), dns.TypeA)) {
 			if lost++; lost > 25 {
-				t.Fatalf("query %d: %v, %v", i, m, err)
+				t.Fatalf("query %d of 50: %d had no answer", i, lost)
 			}
 		}
 		if n := w.queries.of(index + 1); n > most {
 			t.Fatalf("%d queries in flight", n)
 		}
 	}
-	cancel()
+	stop()
 	running.Wait()
 }

@@ -6,11 +6,14 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 )
 
 const (
-	// turn is how many jobs of an attachment are done before it is another's turn.
-	turn = 16
+	// turn is how many jobs of an attachment are done before it is another's turn, and
+	// turnTime how long they may take: one with an answer of 64 KB takes as long as hundreds of others.
+	turn     = 16
+	turnTime = time.Millisecond
 	// lanesEach is how many wait for a worker before another begins to work as well: to
 	// have one wake up takes as long as some queries.
 	lanesEach = 8
@@ -74,9 +77,14 @@ func (l *line) add(jobs ...*job) {
 // enlist has as many work as are needed. The caller holds l.mu.
 func (l *line) enlist() {
 	for l.working < l.workers && l.waiting > l.working*lanesEach {
-		l.working++
-		go l.work() // see wait
+		l.another()
 	}
+}
+
+// another has one more work. The caller holds l.mu.
+func (l *line) another() {
+	l.working++
+	go l.work() // see wait
 }
 
 func (l *line) newLane(place uint32) *lane {
@@ -133,33 +141,43 @@ func (l *line) work() {
 // turns takes some, and sends what comes of them. The caller holds l.mu.
 func (l *line) turns(h *hand) {
 	var room [turn]*job
-	for taken := 0; l.first != nil && taken < 2*turn && !h.full(); {
+	for taken, late := 0, false; l.first != nil && taken < 2*turn && !h.full() && !late; {
 		n, jobs := l.pop(room[:0])
 		taken += len(jobs)
 		l.mu.Unlock()
-		done := h.do(jobs)
+		end := time.Now().Add(turnTime)
+		done, busy := h.do(jobs, end)
+		late = time.Now().After(end)
 		l.mu.Lock()
-		if done < len(jobs) {
+		if busy {
 			l.apart++
 			go l.workApart(n, slices.Clone(jobs[done:]))
 		} else {
+			n.jobs = slices.Insert(n.jobs, 0, jobs[done:]...)
 			l.took(n)
 		}
 		clear(room[:])
+		if late && l.first != nil && l.working < l.workers {
+			l.another() // to have it wake up costs less than what takes so long
+		}
 	}
 	l.mu.Unlock()
 	l.send(h)
 	l.mu.Lock()
 }
 
-// do returns how many jobs were done before one that has to wait.
-func (h *hand) do(jobs []*job) int {
+// do returns how many jobs were done until the end of its time, of which it takes one at least, or busy: before one
+// that has to wait.
+func (h *hand) do(jobs []*job, end time.Time) (done int, busy bool) {
 	for i, j := range jobs {
+		if i > 0 && !end.IsZero() && time.Now().After(end) {
+			return i, false
+		}
 		if !j.step(h) {
-			return i
+			return i, true
 		}
 	}
-	return len(jobs)
+	return len(jobs), false
 }
 
 // took puts a lane behind the others, if there is more to be done in it. The caller holds l.mu.
@@ -178,7 +196,7 @@ func (l *line) took(n *lane) {
 // whose policy is being replaced.
 func (l *line) workApart(n *lane, jobs []*job) {
 	h := hand{waits: true}
-	h.do(jobs)
+	h.do(jobs, time.Time{})
 	l.send(&h)
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,6 +5,8 @@ package dnsproxy
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -91,6 +93,44 @@ func TestTurns(t *testing.T) {
 		if answered[loud] != many+1 || len(got.all) != many+1+others*few || w.queries.total != 0 || len(w.line.lanes) != 0 || w.line.waiting != 0 {
 			t.Errorf("answered %v, %d in flight, %d lanes", answered, w.queries.total, len(w.line.lanes))
 		}
+	}
+}
+
+// TestLongTurns holds that jobs which take long are not waited for a whole turn of them, and are done in their order all
+// the same.
+func TestLongTurns(t *testing.T) {
+	l := newLine(func(*hand) {})
+	l.workers = 1
+	const slow, quick, many = 100, 101, turn
+	var order []string
+	add := func(place uint32, what string, do func()) {
+		l.add(&job{ctx: t.Context(), place: place, next: func(*job, *hand) bool {
+			order = append(order, what)
+			do()
+			return true
+		}})
+	}
+	lasts := func() {
+		for began := time.Now(); time.Since(began) <= 2*turnTime; {
+			runtime.Gosched()
+		}
+	}
+	held := make(chan struct{})
+	add(slow, "first", func() { <-held })
+	var want []string
+	for i := range many {
+		want = append(want, fmt.Sprint(i))
+		add(slow, want[i], lasts)
+	}
+	add(quick, "quick", func() {})
+	close(held)
+	l.wait()
+	at := slices.Index(order, "quick")
+	if at < 0 || at > 2 {
+		t.Errorf("done in the order %v", order)
+	}
+	if got := slices.Delete(order, at, at+1)[1:]; !slices.Equal(got, want) || len(l.lanes) != 0 {
+		t.Errorf("done in the order %v, %d lanes are left", got, len(l.lanes))
 	}
 }
 

@@ -147,7 +147,10 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 	var pause backoff
 	failed := make(chan error, 1)
 	ready := func() bool {
-		err := c.ReadQueries(take)
+		more, err := c.ReadQueries(take)
+		for read := 1; more && err == nil && read < readsMost; read++ {
+			more, err = c.ReadQueries(take)
+		}
 		if len(arrived) > 0 {
 			s.line.add(arrived...)
 			clear(arrived)
@@ -176,6 +179,11 @@ func (s *Server) Serve(ctx context.Context, c PacketConn) error {
 		}
 	}
 }
+
+// readsMost bounds how often a socket is read before something is done of what has arrived. All that is there is read,
+// if it can be: what is above somebody's share is thrown away here, sooner than what is others' for want of room in the
+// socket's queue, where nobody has a share.
+const readsMost = 32
 
 // admit makes a job of a datagram, if there is room for it.
 func (s *Server) admit(ctx context.Context, c PacketConn, b []byte, from Peer) *job {

@@ -251,10 +251,44 @@ func (b *broken) Watch(_ *datagram.Poller, ready func() bool) error {
 	go ready()
 	return nil
 }
-func (b *broken) ReadQueries(func([]byte, Peer)) error { b.tries.Add(1); return b.err }
-func (b *broken) WriteAnswers([]Answer) error          { return b.err }
-func (b *broken) Accept() (net.Conn, Peer, error)      { b.tries.Add(1); return nil, Peer{}, b.err }
-func (b *broken) Close() error                         { b.closed.Store(true); return nil }
+func (b *broken) ReadQueries(func([]byte, Peer)) (bool, error) { b.tries.Add(1); return false, b.err }
+func (b *broken) WriteAnswers([]Answer) error                  { return b.err }
+func (b *broken) Accept() (net.Conn, Peer, error)              { b.tries.Add(1); return nil, Peer{}, b.err }
+func (b *broken) Close() error                                 { b.closed.Store(true); return nil }
+
+// piled is a socket that has several batches of queries at once.
+type piled struct {
+	broken
+	batches, read int
+	ready         chan func() bool
+}
+
+func (p *piled) Watch(_ *datagram.Poller, ready func() bool) error { p.ready <- ready; return nil }
+
+func (p *piled) ReadQueries(func([]byte, Peer)) (more bool, err error) {
+	p.read++
+	return p.read < p.batches, nil
+}
+
+// TestAllThatIsThereIsRead holds that a socket is emptied before anything that it brought is done, but not for ever.
+func TestAllThatIsThereIsRead(t *testing.T) {
+	w := serve(t, Options{}, nil, allowlist("*"))
+	for batches, want := range map[int]int{1: 1, 3: 3, 10 * readsMost: readsMost} {
+		p := &piled{batches: batches, ready: make(chan func() bool)}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := w.Serve(ctx, p); err != nil {
+				t.Error(err)
+			}
+		})
+		if ready := <-p.ready; !ready() || p.read != want {
+			t.Errorf("of %d batches %d were read, want %d", batches, p.read, want)
+		}
+		cancel()
+		running.Wait()
+	}
+}
 
 // TestBrokenSocket holds that a failing socket is tried again, but not for ever.
 func TestBrokenSocket(t *testing.T) {

@@ -324,7 +324,7 @@ func respond(f *intercept.Front, d *datapath.Datapath) (done *sync.WaitGroup) {
 		done.Go(func() {
 			for {
 				var answers []dnsproxy.Answer
-				err := packets.ReadQueries(func(b []byte, peer dnsproxy.Peer) {
+				_, err := packets.ReadQueries(func(b []byte, peer dnsproxy.Peer) {
 					answers = append(answers, dnsproxy.Answer{Bytes: reply(d, b, peer, false), To: peer})
 				})
 				if err != nil {

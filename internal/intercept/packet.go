@@ -44,12 +44,12 @@ var (
 
 // ReadQueries leaves out what is no query of an attachment: what is too long, or
 // empty, or from nobody.
-func (p *packets) ReadQueries(each func(b []byte, from dnsproxy.Peer)) error {
+func (p *packets) ReadQueries(each func(b []byte, from dnsproxy.Peer)) (more bool, err error) {
 	in := reads.Get().(*datagram.Batch)
 	defer reads.Put(in)
 	n, err := in.Receive(p.conn)
 	if err != nil {
-		return fmt.Errorf("read DNS queries: %w", err)
+		return false, fmt.Errorf("read DNS queries: %w", err)
 	}
 	for i := range n {
 		b, whole := in.Data(i)
@@ -61,7 +61,7 @@ func (p *packets) ReadQueries(each func(b []byte, from dnsproxy.Peer)) error {
 			each(b, peer)
 		}
 	}
-	return nil
+	return n == queriesRead, nil
 }
 
 // destination finds the header's destination among control messages.
