@@ -306,6 +306,11 @@ func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Po
 	return w
 }
 
+// handle answers a message that takes nobody's place.
+func (w *world) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
+	return w.Server.handle(ctx, b, from, stream, func() {})
+}
+
 func (w *world) seen() []events.Event {
 	w.mu.Lock()
 	defer w.mu.Unlock()

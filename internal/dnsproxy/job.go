@@ -48,11 +48,15 @@ func (j *job) step(h *hand) bool {
 	return j.next(j, h)
 }
 
-// handle answers one message; nil: not at all.
-func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool) []byte {
+// handle answers one message; nil: not at all. It does not wait for more than ctx: when nothing is done for the message
+// any more, over is called.
+func (s *Server) handle(ctx context.Context, b []byte, from Peer, stream bool, over func()) []byte {
 	answered := make(chan []byte, 1)
 	j := &job{s: s, ctx: ctx, place: s.placeOf(from.Index), in: b, from: from, stream: stream, next: (*job).begin}
-	j.done = func(reply []byte, _ *hand) { answered <- reply }
+	j.done = func(reply []byte, _ *hand) {
+		over()
+		answered <- reply
+	}
 	s.line.add(j)
 	select {
 	case reply := <-answered:

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -100,8 +101,15 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn, from Peer, place uin
 			return
 		}
 		running.Go(func() {
-			defer func() { s.queries.leave(place); <-places }()
-			reply := s.handle(ctx, query, from, true)
+			// It has its place until the answer is written and, whether or not the client stays, nobody is asked for it any more.
+			var over atomic.Int32
+			leave := func() {
+				if over.Add(1) == 2 {
+					s.queries.leave(place)
+				}
+			}
+			defer func() { leave(); <-places }()
+			reply := s.handle(ctx, query, from, true, leave)
 			if reply == nil {
 				return
 			}

@@ -5,6 +5,7 @@ package dnsproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -107,6 +108,51 @@ func TestConnections(t *testing.T) {
 			}
 		}
 		c.Close()
+	}
+}
+
+// TestAbandonedQueries holds that queries whose connection was reset have their places until they are done: servers are
+// still asked for them.
+func TestAbandonedQueries(t *testing.T) {
+	up := resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })
+	const most = 4
+	w := serve(t, Options{MaxQueries: most, Timeout: time.Second}, []*resolver{up}, allowlist("*"))
+	under := func() int {
+		w.up.mu.Lock()
+		defer w.up.mu.Unlock()
+		return len(w.up.quests)
+	}
+	queued := func() bool {
+		w.queries.mu.Lock()
+		defer w.queries.mu.Unlock()
+		return len(w.queries.queue) > 0
+	}
+	ask := func(first int) *net.TCPConn {
+		c := dial(t, "tcp", w.addr)
+		for i := range most {
+			if err := (&dns.Conn{Conn: c}).WriteMsg(questionFor(fmt.Sprintf("n%d.example", first+i), dns.TypeA)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return c.(*net.TCPConn)
+	}
+	c := ask(0)
+	for under() < most {
+		<-time.After(time.Millisecond)
+	}
+	if err := c.SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	for w.conns.of(index) > 0 {
+		<-time.After(time.Millisecond)
+	}
+	ask(most)
+	for !queued() {
+		if n := under(); n > most {
+			t.Fatalf("%d queries are under way, at most %d may be", n, most)
+		}
+		<-time.After(time.Millisecond)
 	}
 }
 
