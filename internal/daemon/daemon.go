@@ -198,6 +198,7 @@ func (d *daemon) stages(version string) []stage {
 		{"watch attachments", d.caughtUp(d.watchAttachments)},
 		{"dns", d.serveDNS},
 		{"dns in other namespaces", d.caughtUp(d.watchElsewhere)},
+		{"memory", thrift},
 	}
 	if d.control.folder != nil {
 		stages = append(stages, stage{"policy folder", d.control.folder.Run})

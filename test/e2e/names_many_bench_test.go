@@ -17,6 +17,7 @@ const (
 	askingCgroups = 1_000
 	idleCgroups   = 10_000
 	askingClients = 200
+	idleTime      = 30 * time.Second // after which they are idle, and the daemon too
 	killedRounds  = 5
 )
 
@@ -27,6 +28,7 @@ func BenchmarkManyNames(b *testing.B) {
 		s := newBenchNames(b)
 		before := processMemory(b, s.PID())
 		_, remove := s.attachCgroups(b, idleCgroups)
+		time.Sleep(idleTime)
 		daemon := float64(processMemory(b, s.PID())-before) / idleCgroups
 		b.ReportMetric(daemon, "idle-KiB")
 		fmt.Printf("daemon: %.1f KiB for each idle attachment\n", daemon)
