@@ -16,7 +16,7 @@ const (
 	turnTime = time.Millisecond
 	// lanesEach is how many wait for a worker before another begins to work as well: to
 	// have one wake up takes as long as some queries.
-	lanesEach = 8
+	lanesEach = 64
 )
 
 // line is what there is to be done. Whose jobs they are, attachments take turns: one that
