@@ -44,7 +44,7 @@ func TestABIsThatAreLeftAlone(t *testing.T) {
 				}
 			}
 			before := listing(t, dir)
-			if _, err := Open(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), tt.says) {
+			if _, err := openRenewed(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("opened: %v", err)
 			}
 			if after := listing(t, dir); !slices.Equal(before, after) {
@@ -85,7 +85,7 @@ func TestForeignMapsAreNamed(t *testing.T) {
 					t.Fatal(err)
 				}
 				before := listing(t, dir)
-				if _, err := Open(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), path) {
+				if _, err := openRenewed(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), path) {
 					t.Errorf("opened: %v", err)
 				}
 				if after := listing(t, dir); !slices.Equal(before, after) {
@@ -114,7 +114,7 @@ func empty(t *testing.T, m *ebpf.Map) {
 // An attachment whose map somebody unpinned goes on as it is: an empty map in its place would be another policy.
 func TestMissingMapIsNotReplaced(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestMissingMapIsNotReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := listing(t, dir)
-	if _, err := Open(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "map nf_words is gone") {
+	if _, err := openRenewed(Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "map nf_words is gone") {
 		t.Errorf("opened: %v", err)
 	}
 	if after := listing(t, dir); !slices.Equal(before, after) {

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,26 +13,43 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// updateLinks puts this daemon's programs in the place of an earlier one's. What is not
-// ours on the attachment's target stays as it is: Attach puts back what is missing, and
-// the watch ends what has no target.
-func (d *Datapath) updateLinks() error {
-	by := replacements{ours: d.ours}
+// renewAll puts this daemon's programs in the place of an earlier one's, until ctx ends.
+func (d *Datapath) renewAll(ctx context.Context, adopted []*attachment) error {
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for id, a := range d.known {
+	for _, a := range adopted {
 		g.Go(func() error {
-			if err := d.updatePrograms(a, id, &by); err != nil {
-				return fmt.Errorf("attachment %s: %w", id, err)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.gone || ctx.Err() != nil {
+				return nil
 			}
-			return nil
+			return d.renew(a)
 		})
 	}
-	return errors.Join(g.Wait(), by.close())
+	return errors.Join(g.Wait(), d.earlier.close())
+}
+
+// renew does so for one attachment, before anything is put in force for it. What is not
+// ours on its target stays as it is: Attach puts back what is missing, and the watch ends
+// what has no target. The caller holds a.mu.
+func (d *Datapath) renew(a *attachment) error {
+	if !a.earlier {
+		return nil
+	}
+	id := uuid.UUID(a.record.Id).String()
+	d.earlier.using.RLock()
+	defer d.earlier.using.RUnlock()
+	if err := d.updatePrograms(a, id, &d.earlier); err != nil {
+		return fmt.Errorf("attachment %s: programs of an earlier daemon: %w", id, err)
+	}
+	a.earlier = false
+	return nil
 }
 
 // updatePrograms finds on the way whether all are there: looking for them once more is left to

@@ -217,6 +217,9 @@ func (d *Datapath) reattach(a *attachment, id string, t target.Target, record bp
 	if err := d.nesting.enter(a, t); err != nil {
 		return fmt.Errorf("attach %s %s: %w", t.Type, t.Name, err)
 	}
+	if err := d.renew(a); err != nil {
+		return err
+	}
 	if !a.held {
 		gone, dead, err := lost(d.hooks(a.record), d.pins.attached(id), a.record)
 		if err != nil {

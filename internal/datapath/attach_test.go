@@ -115,7 +115,7 @@ func TestAttachAfterAnUnfinishedDetach(t *testing.T) {
 				}
 				t.Run(fmt.Sprintf("%s, %s, crash %t", kind, step.name, crash), func(t *testing.T) {
 					dir := pinDir(t)
-					d, err := Open(Config{Dir: dir})
+					d, err := openRenewed(Config{Dir: dir})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -135,7 +135,7 @@ func TestAttachAfterAnUnfinishedDetach(t *testing.T) {
 						if err := d.Close(); err != nil {
 							t.Fatal(err)
 						}
-						if d, err = Open(Config{Dir: dir}); err != nil {
+						if d, err = openRenewed(Config{Dir: dir}); err != nil {
 							t.Fatal(err)
 						}
 					}

@@ -188,7 +188,7 @@ func BenchmarkControl(b *testing.B) {
 			{"replace 100,000 rules", replacing(100_000)},
 			{"start over it", func() time.Duration {
 				var again *Datapath
-				took := timed(func() (err error) { again, err = Open(Config{Dir: string(d.pins)}); return err })
+				took := timed(func() (err error) { again, err = openRenewed(Config{Dir: string(d.pins)}); return err })
 				timed(again.Close)
 				return took
 			}},

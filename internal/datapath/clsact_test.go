@@ -149,7 +149,11 @@ func TestFilterLeavesNoTwin(t *testing.T) {
 				t.Fatal(err)
 			}
 			if restart {
-				if err := f.d.updateLinks(); err != nil {
+				a.mu.Lock()
+				a.earlier = true
+				err := f.d.renew(a)
+				a.mu.Unlock()
+				if err != nil {
 					t.Fatal(err)
 				}
 				if got := filtersOf(t, f.tg.Ifindex); len(got) != 2 {
@@ -269,7 +273,7 @@ func TestFilterLeavesOthersAlone(t *testing.T) {
 func TestFilterIsAdoptedAsItIs(t *testing.T) {
 	testenv.Require(t, testenv.TCX)
 	cfg := byFilters(t)
-	d, err := Open(cfg)
+	d, err := openRenewed(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +285,7 @@ func TestFilterIsAdoptedAsItIs(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d, err = Open(Config{Dir: cfg.Dir, InterfaceHook: HookTCX})
+	d, err = openRenewed(Config{Dir: cfg.Dir, InterfaceHook: HookTCX})
 	if err != nil {
 		t.Fatal(err)
 	}

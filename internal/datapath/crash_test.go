@@ -238,7 +238,7 @@ func (v *victim) config() Config {
 
 func (v *victim) open(t *testing.T) {
 	t.Helper()
-	d, err := Open(v.config())
+	d, err := openRenewed(v.config())
 	if err != nil {
 		t.Fatal(err)
 	}

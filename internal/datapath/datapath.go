@@ -143,6 +143,10 @@ type Datapath struct {
 
 	slots *slots
 
+	earlier  replacements  // of an earlier daemon's programs
+	renewed  chan struct{} // closed when that has been tried for all
+	renewErr error         // what came of it
+
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
@@ -160,9 +164,11 @@ type attachment struct {
 
 	target target.Target // as Attach was last told; none: it has not been since Open
 	intact time.Time     // when it was last seen as it was left
-	held   bool          // Open has just seen it so, and nobody has looked since
-	leads  leads
-	counts atomic.Bool // the counters at its index are its own, not those of who had it before
+	// earlier: an earlier daemon's programs are on the target still.
+	earlier bool
+	held    bool // renew has just seen all in place, and nobody has looked since
+	leads   leads
+	counts  atomic.Bool // the counters at its index are its own, not those of who had it before
 
 	around []uint64 // ids of the cgroups that this one is in, the nearest first; under nesting.mu
 	placed bool     // around is known; under nesting.mu
@@ -220,7 +226,7 @@ func (d *Datapath) Close() error {
 	d.stop()
 	err := errors.Join(d.witness.close(), d.onLink.close())
 	d.done.Wait()
-	return errors.Join(err, d.unlisten(), d.bpf.Close())
+	return errors.Join(err, d.earlier.close(), d.unlisten(), d.bpf.Close())
 }
 
 // lock returns the attachment with its mutex held, or nil.

@@ -131,7 +131,7 @@ func TestDropsOfACgroupAreToldOf(t *testing.T) {
 	testenv.Veth(t, testenv.End{NS: ns, Name: "d0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.0.1/24")}},
 		testenv.End{NS: outside, Name: "d0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.0.2/24")}})
 	ns.Route(t, netip.MustParsePrefix("0.0.0.0/0"), netip.Addr{}, "d0")
-	before, err := Open(Config{Dir: dir, Events: func(events.Event) {}})
+	before, err := openRenewed(Config{Dir: dir, Events: func(events.Event) {}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +315,7 @@ func TestEventsThatMakeNoSense(t *testing.T) {
 }
 
 func TestClosedDatapathDrainsNothing(t *testing.T) {
-	d, err := Open(Config{Dir: pinDir(t), Events: func(events.Event) {}})
+	d, err := openRenewed(Config{Dir: pinDir(t), Events: func(events.Event) {}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -99,7 +99,7 @@ func TestForeignPinsAreLeftAlone(t *testing.T) {
 		} {
 			t.Run(what+", "+kind, func(t *testing.T) {
 				dir := pinDir(t)
-				d, err := Open(Config{Dir: dir})
+				d, err := openRenewed(Config{Dir: dir})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -143,7 +143,7 @@ func TestForeignPinsAreLeftAlone(t *testing.T) {
 // What is pinned among the links and is of no attachment stays where it is, and is reported; detach --all leaves it too.
 func TestForeignFilesAreLeftAlone(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestForeignFilesAreLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := listing(t, dir)
-	d, err = Open(Config{Dir: dir})
+	d, err = openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestForeignFilesAreLeftAlone(t *testing.T) {
 // Links without a target go at the start, also if nothing is known of the attachment that they were of.
 func TestDefunctPinsAreSwept(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestDefunctPinsAreSwept(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	d, err = Open(Config{Dir: dir})
+	d, err = openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

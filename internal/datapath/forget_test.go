@@ -16,7 +16,7 @@ import (
 
 func TestChainIsWhatReplacePutInForce(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

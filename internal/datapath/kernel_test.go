@@ -41,12 +41,25 @@ func open(t testing.TB, dir string) *Datapath {
 	return openWith(t, Config{Dir: dir})
 }
 
+// openRenewed is Open, and what goes on after it has returned.
+func openRenewed(cfg Config) (*Datapath, error) {
+	d, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	<-d.renewed
+	if d.renewErr != nil {
+		return nil, errors.Join(d.renewErr, d.Close())
+	}
+	return d, nil
+}
+
 func openWith(t testing.TB, cfg Config) *Datapath {
 	t.Helper()
 	if cfg.InterfaceHook == HookAuto && testenv.Clsact() {
 		cfg.InterfaceHook = HookClsact
 	}
-	d, err := Open(cfg)
+	d, err := openRenewed(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

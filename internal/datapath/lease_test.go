@@ -106,7 +106,7 @@ func TestLeaseOfACgroup(t *testing.T) {
 // The lease is over without a daemon, and a daemon that comes back does not renew it by that.
 func TestLeaseWithoutDaemon(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

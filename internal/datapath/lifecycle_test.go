@@ -95,7 +95,7 @@ func TestCgroupStorageIsZeroedByDetach(t *testing.T) {
 
 func TestOpenAdopts(t *testing.T) {
 	dir := pinDir(t)
-	before, err := Open(Config{Dir: dir})
+	before, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 		} {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				dir := pinDir(t)
-				d, err := Open(Config{Dir: dir})
+				d, err := openRenewed(Config{Dir: dir})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -261,7 +261,7 @@ func TestVanishedTargets(t *testing.T) {
 
 func TestRemoveAll(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,6 +75,8 @@ func (x linkless) update(h hook, dir string, r bpfAttachment) error {
 type replacements struct {
 	ours *ours
 
+	using sync.RWMutex // held for reading while they are used, for writing while they are closed
+
 	mu     sync.Mutex
 	old    map[ebpf.ProgramID]*ebpf.Program
 	latest map[string]*ebpf.Program // of old, by hook: what was replaced there just now
@@ -113,11 +115,15 @@ func (r *replacements) program(id ebpf.ProgramID) (*ebpf.Program, error) {
 	return p, nil
 }
 
+// close lets go of them. Who needs one later opens it again.
 func (r *replacements) close() error {
+	r.using.Lock()
+	defer r.using.Unlock()
 	var errs []error
 	for _, p := range r.old {
 		errs = append(errs, p.Close())
 	}
+	r.old, r.latest = nil, nil
 	return errors.Join(errs...)
 }
 

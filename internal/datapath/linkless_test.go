@@ -80,7 +80,7 @@ func TestProgramsOfACgroupAreTakenOver(t *testing.T) {
 	for name, earlier := range map[string]bool{"without links": false, "links of ABI 2": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := pinDir(t)
-			d, err := Open(Config{Dir: dir})
+			d, err := openRenewed(Config{Dir: dir})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +108,7 @@ func TestProgramsOfACgroupAreTakenOver(t *testing.T) {
 					}
 				}
 				before := programsOn(t, tg)
-				if d, err = Open(Config{Dir: dir}); err != nil {
+				if d, err = openRenewed(Config{Dir: dir}); err != nil {
 					t.Fatal(err)
 				}
 				after := programsOn(t, tg)
@@ -187,7 +187,7 @@ func programsOn(t *testing.T, tg target.Target) (ids []ebpf.ProgramID) {
 // tell by the pinned maps any more.
 func TestForeignProgramsOfACgroupAreLeftAlone(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

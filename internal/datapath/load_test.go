@@ -56,7 +56,7 @@ func TestOpenForOneCgroup(t *testing.T) {
 	if errno := send("10.5.0.2:10"); errno != unix.EPERM || len(again.Attachments()) != 1 {
 		t.Errorf("taken over: %v, %+v", errno, again.Attachments())
 	}
-	if _, err := Open(Config{Dir: dir}); !errors.Is(err, ebpf.ErrMapIncompatible) {
+	if _, err := openRenewed(Config{Dir: dir}); !errors.Is(err, ebpf.ErrMapIncompatible) {
 		t.Errorf("of another size: %v", err)
 	}
 }
@@ -66,7 +66,7 @@ func TestOpenForCgroupsRefusesAttachedInterfaces(t *testing.T) {
 	dir := pinDir(t)
 	d := open(t, dir)
 	attach(t, d, vethTarget(t, "v0"))
-	if _, err := Open(Config{Dir: dir, Only: Cgroups}); !errors.Is(err, errOnlyCgroups) {
+	if _, err := openRenewed(Config{Dir: dir, Only: Cgroups}); !errors.Is(err, errOnlyCgroups) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -124,7 +124,7 @@ func TestOnLinkIsBounded(t *testing.T) {
 // TestOnLinkAfterARestart is what the addresses are by then.
 func TestOnLinkAfterARestart(t *testing.T) {
 	dir := pinDir(t)
-	first, err := Open(Config{Dir: dir})
+	first, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

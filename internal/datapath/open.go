@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,10 +23,13 @@ import (
 	"github.com/netfence/netfence/internal/target"
 )
 
-// Open creates the maps, or adopts the pinned ones of an earlier daemon, and
-// puts this daemon's programs under the links that it finds. Filtering does not
-// pause: a link changes its program in one step, and both use the same maps.
-// What a crash left half attached or half detached is removed.
+// Open creates the maps, or adopts the pinned ones of an earlier daemon. What a crash
+// left half attached or half detached is removed.
+//
+// This daemon's programs take the place of the earlier one's afterwards, of many
+// attachments by and by, but of each before Attach returns and before a policy is put in
+// force for it. Filtering does not pause: a program is changed in one step, and both use
+// the same maps.
 func Open(cfg Config) (*Datapath, error) {
 	p := pins(cfg.Dir)
 	version, err := p.pinned()
@@ -38,6 +43,7 @@ func Open(cfg Config) (*Datapath, error) {
 		config: cfg, pins: p, log: cfg.Log, only: cfg.Only, limits: cfg.learningLimits(),
 		problems: problems{log: cfg.Log},
 		known:    make(map[string]*attachment), byIndex: make([]atomic.Pointer[attachment], maxAttachments),
+		renewed: make(chan struct{}),
 	}
 	if err := d.load(cfg, version); err != nil {
 		return nil, err
@@ -48,6 +54,7 @@ func Open(cfg Config) (*Datapath, error) {
 	if err := d.unlisten(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
 	}
+	d.earlier.ours = d.ours
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.bpf.Close())
 	}
@@ -71,6 +78,13 @@ func Open(cfg Config) (*Datapath, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	d.stop = stop
+	adopted := slices.Collect(maps.Values(d.known))
+	d.done.Go(func() {
+		defer close(d.renewed)
+		if d.renewErr = d.renewAll(ctx, adopted); d.renewErr != nil {
+			d.log.Warn("programs of an earlier daemon go on, tried again when attached", "err", d.renewErr)
+		}
+	})
 	d.done.Go(func() { d.sweep(ctx) })
 	d.done.Go(func() { d.slots.run(ctx) })
 	return d, nil
@@ -203,6 +217,7 @@ func (d *Datapath) adopt() error {
 			return fmt.Errorf("attachment %s: %w", id, err)
 		}
 		a.counts.Store(true)
+		a.earlier = true
 		d.known[id] = a
 		d.nesting.adopt(a)
 		d.byIndex[index].Store(a)
@@ -229,9 +244,6 @@ func (d *Datapath) adopt() error {
 		return err
 	}
 	if err := d.remember(now); err != nil {
-		return err
-	}
-	if err := d.updateLinks(); err != nil {
 		return err
 	}
 	if err := d.sweepUnknown(); err != nil {

@@ -17,7 +17,7 @@ func BenchmarkOpen(b *testing.B) {
 			n++
 			cfg.Dir = filepath.Join(dir, strconv.Itoa(n))
 			start := time.Now()
-			d, err := Open(cfg)
+			d, err := openRenewed(cfg)
 			took := time.Since(start)
 			if err != nil {
 				b.Fatal(err)

@@ -29,7 +29,7 @@ func (m *memory) holds() string {
 
 func TestOpenAdoptsWhatWasLearned(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestOpenAfterACrashInBetween(t *testing.T) {
 				}
 				t.Run(fmt.Sprintf("%s, %d steps, then %v", name, n, then.DNS.Allow[0].Domain), func(t *testing.T) {
 					dir := pinDir(t)
-					d, err := Open(Config{Dir: dir})
+					d, err := openRenewed(Config{Dir: dir})
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -107,6 +107,9 @@ func (d *Datapath) flip(id string, c *policy.Compiled, s *slot, flags uint64) (i
 		return 0, s, ErrNotAttached
 	}
 	defer a.mu.Unlock()
+	if err := d.renew(a); err != nil {
+		return 0, s, err
+	}
 	names := a.recut(c.Names)
 	if err := d.enact(names); err != nil {
 		return 0, s, err

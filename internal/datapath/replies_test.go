@@ -167,7 +167,7 @@ func TestReplyFlowsEnd(t *testing.T) {
 // A daemon can die between a policy and the end of the flows that it denies.
 func TestOpenEndsDeniedReplyFlows(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func expireFlows(t *testing.T, d *Datapath) {
 }
 
 func TestReplyFlowsAreBounded(t *testing.T) {
-	d, err := Open(Config{Dir: pinDir(t), MaxFlows: 10})
+	d, err := openRenewed(Config{Dir: pinDir(t), MaxFlows: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +251,7 @@ func TestReplyFlowsAreBounded(t *testing.T) {
 // A packet in flight through a detach may note a flow that nobody ends. Whoever
 // is next at the index must not have it counted off its own.
 func TestAFlowOfBeforeIsNobodysRoom(t *testing.T) {
-	d, err := Open(Config{Dir: pinDir(t), MaxAttachments: 1, MaxFlows: 10})
+	d, err := openRenewed(Config{Dir: pinDir(t), MaxAttachments: 1, MaxFlows: 10})
 	if err != nil {
 		t.Fatal(err)
 	}

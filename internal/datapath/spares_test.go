@@ -87,7 +87,7 @@ func TestNewRulesFindTablesInPlace(t *testing.T) {
 func TestSparesOfTheLastDaemonAreEmptied(t *testing.T) {
 	dir := pinDir(t)
 	for range 3 {
-		d, err := Open(Config{Dir: dir, MaxAttachments: 3})
+		d, err := openRenewed(Config{Dir: dir, MaxAttachments: 3})
 		if err != nil {
 			t.Fatal(err)
 		}

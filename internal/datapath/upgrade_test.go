@@ -127,7 +127,7 @@ func (u *upgrade) end(t *testing.T) {
 func TestUpgradeFromABI1(t *testing.T) {
 	u := newUpgrade(t)
 	u.flowing(t)
-	d, err := Open(Config{Dir: u.dir})
+	d, err := openRenewed(Config{Dir: u.dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestUpgradeFromABI1(t *testing.T) {
 func (u *upgrade) attachAnother(t *testing.T) (id string, tg target.Target) {
 	t.Helper()
 	tg = cgroupTarget(t)
-	d, err := Open(Config{Dir: u.dir})
+	d, err := openRenewed(Config{Dir: u.dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestCrashDuringUpgrade(t *testing.T) {
 	refused := refusing(t, tg)
 	for fatal := 1; ; fatal++ {
 		died, err := m.until(fatal, func() error {
-			d, err := Open(Config{Dir: u.dir})
+			d, err := openRenewed(Config{Dir: u.dir})
 			if err != nil {
 				return err
 			}
@@ -194,7 +194,7 @@ func TestCrashDuringUpgrade(t *testing.T) {
 		if err != nil {
 			t.Fatalf("step %d: %v", fatal, err)
 		}
-		d, err := Open(Config{Dir: u.dir})
+		d, err := openRenewed(Config{Dir: u.dir})
 		if err != nil {
 			t.Fatalf("after step %d: %v", fatal, err)
 		}

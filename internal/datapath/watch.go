@@ -130,6 +130,9 @@ func (d *Datapath) inspect(a *attachment, id string, turn int) error {
 	if a.gone {
 		return nil
 	}
+	if err := d.renew(a); err != nil {
+		d.log.Debug("not renewed", "err", err)
+	}
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	fine := true
 	err := at(a.record, func(on int) error {

@@ -237,7 +237,7 @@ func TestWhatWasTakenAwayIsPutBack(t *testing.T) {
 // An attachment whose target is gone ends, whether or not anybody but the kernel knows of it.
 func TestWatchEndsWhatHasNoTarget(t *testing.T) {
 	dir := pinDir(t)
-	d, err := Open(Config{Dir: dir})
+	d, err := openRenewed(Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/netfence/netfence/internal/target"
+	"github.com/netfence/netfence/policy"
+)
+
+// TestRenewedBeforeAnythingElse holds that who does not wait for all programs to be replaced
+// still finds this daemon's, all of them and no other, wherever he has asked for something.
+func TestRenewedBeforeAnythingElse(t *testing.T) {
+	dir := pinDir(t)
+	d := open(t, dir)
+	steps := []string{"attach", "replace", "watch", "neither"}
+	targets, ids := map[string]target.Target{}, map[string]string{}
+	for _, step := range steps {
+		targets[step] = cgroupTarget(t)
+		ids[step] = attachOnly(t, d, targets[step])
+		replace(t, d, ids[step], &policy.Policy{Mode: policy.ModeAllowlist})
+	}
+	open(t, dir) // puts its own there
+	theirs := map[string][]ebpf.ProgramID{}
+	for _, step := range steps {
+		a := d.known[ids[step]]
+		a.earlier = true
+		theirs[step] = programsOn(t, targets[step])
+		if len(theirs[step]) != len(d.hooks(a.record)) {
+			t.Fatalf("%s: programs %v", step, theirs[step])
+		}
+	}
+	if err := d.Attach(ids["attach"], targets["attach"]); err != nil {
+		t.Fatal(err)
+	}
+	replace(t, d, ids["replace"], &policy.Policy{Mode: policy.ModeDisabled})
+	d.look(d.known[ids["watch"]], 0, nil)
+	for _, step := range steps {
+		now := programsOn(t, targets[step])
+		mixed := slices.ContainsFunc(now, func(p ebpf.ProgramID) bool { return slices.Contains(theirs[step], p) })
+		if renewed := step != "neither"; len(now) != len(theirs[step]) || mixed == renewed || d.known[ids[step]].earlier == renewed {
+			t.Errorf("%s: programs %v, were %v", step, now, theirs[step])
+		}
+	}
+}
