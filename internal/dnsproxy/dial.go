@@ -106,6 +106,7 @@ func (s *server) connection(ctx context.Context) (*stream, error) {
 	for n := len(s.streams); n > 0; n = len(s.streams) {
 		c := s.streams[n-1]
 		s.streams = s.streams[:n-1]
+		s.u.kept.Add(-1)
 		if c.end.Stop() {
 			s.mu.Unlock()
 			return c, nil
@@ -125,15 +126,18 @@ func (s *server) keep(c *stream) {
 	c.used = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.streams) == idleStreams || s.closed {
+	if len(s.streams) == idleStreams || s.closed || s.u.kept.Load() >= s.u.most {
 		c.Close()
 		return
 	}
+	s.u.kept.Add(1)
 	c.end = time.AfterFunc(idleStream, func() {
 		c.Close()
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		before := len(s.streams)
 		s.streams = slices.DeleteFunc(s.streams, func(other *stream) bool { return other == c })
+		s.u.kept.Add(int32(len(s.streams) - before))
 	})
 	s.streams = append(s.streams, c)
 }

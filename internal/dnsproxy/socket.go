@@ -138,6 +138,9 @@ func (u *upstream) dial(s *server) (*socket, error) {
 		conn.Close()
 		return nil, systemError(err)
 	}
+	if u.kept.Add(1) > u.most {
+		k.left = 1
+	}
 	k.retire = time.AfterFunc(socketLife, func() {
 		s.mu.Lock()
 		s.open = slices.DeleteFunc(s.open, func(other *socket) bool { return other == k })
@@ -158,7 +161,9 @@ func (k *socket) end() {
 func (k *socket) closeIfDone() {
 	if k.retired && len(k.waiting) == 0 {
 		k.retire.Stop()
-		k.conn.Close()
+		if k.conn.Close() == nil { // it was open
+			k.server.u.kept.Add(-1)
+		}
 	}
 }
 

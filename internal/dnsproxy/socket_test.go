@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/netfence/netfence/internal/datagram"
 )
 
 // counting is a Control that counts sockets by network.
@@ -65,6 +67,72 @@ func TestSocketsAreReplaced(t *testing.T) {
 		if err := k.conn.Close(); !errors.Is(err, net.ErrClosed) {
 			t.Error("a socket is open after the end")
 		}
+	}
+}
+
+// TestManyServers holds that who has ever other servers asked, as a workload may that chooses its own, does not have all
+// files kept open, and that what is known of servers does not grow.
+func TestManyServers(t *testing.T) {
+	pc, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := netip.MustParseAddrPort(pc.LocalAddr().String()).Port()
+	l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := records(t, "$ 60 IN A 192.0.2.1")(q, "")
+		m.Truncated = q.Question[0].Qtype == dns.TypeMX && w.LocalAddr().Network() == "udp"
+		_ = w.WriteMsg(m) // who misses it says so
+	})
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: l, Handler: handler}} {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		running.Go(func() {
+			if err := s.ActivateAndServe(); err != nil {
+				t.Error(err)
+			}
+		})
+		<-started
+		defer func() {
+			if err := s.Shutdown(); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	sockets := datagram.NewPoller(func() {}, func() bool { return false })
+	u := newUpstream(&Options{TryTimeout: time.Second}, sockets)
+	const most, servers = 8, 3 * maxServers
+	u.most = most
+	for i := range servers {
+		answered := make(chan *failure, 1)
+		server := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), port)
+		r := &request{Question: dns.Question{Name: "a.example.", Qtype: []uint16{dns.TypeA, dns.TypeMX}[i%2], Qclass: dns.ClassINET}}
+		u.ask([]netip.AddrPort{server}, r, time.Now().Add(5*time.Second), func(_ *answer, f *failure) { answered <- f })
+		u.flush()
+		if f := <-answered; f != nil {
+			t.Fatalf("server %d: %+v", i, f)
+		}
+		u.mu.Lock()
+		known, open := len(u.servers), 0
+		for _, s := range u.servers {
+			s.mu.Lock()
+			open += len(s.open) + len(s.streams)
+			s.mu.Unlock()
+		}
+		u.mu.Unlock()
+		if open > most || known > maxServers {
+			t.Fatalf("after %d servers %d sockets are open, and %d are known", i+1, open, known)
+		}
+	}
+	u.close()
+	sockets.Wait()
+	if n := u.kept.Load(); n != 0 {
+		t.Errorf("%d sockets are counted after the end", n)
 	}
 }
 

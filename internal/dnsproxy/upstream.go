@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,21 +41,29 @@ type upstream struct {
 	try     time.Duration
 	sockets *datagram.Poller
 	running sync.WaitGroup // what asks over TCP
+	most    int32          // of kept
+	kept    atomic.Int32   // UDP sockets, and connections that wait for use
 
 	// mu guards what follows. No other lock is held with it.
 	mu      sync.Mutex
 	servers map[netip.AddrPort]*server
+	sweep   int // how many servers there may be until those are forgotten that are not needed
 	quests  map[*quest]struct{}
 
 	out outgoing
 }
 
-// maxServers is how many servers something is remembered of: policies may name any number.
-const maxServers = 1024
+const (
+	// maxServers is how many servers something is remembered of: policies may name any number.
+	maxServers = 1024
+	// maxKept is how many sockets are kept for the next query, or an eighth of the files that may be open. Beyond
+	// that each is for one: where a workload chooses its server it may choose another for each query.
+	maxKept = 1024
+)
 
 func newUpstream(o *Options, sockets *datagram.Poller) *upstream {
 	return &upstream{
-		control: o.Control, try: o.TryTimeout, sockets: sockets,
+		control: o.Control, try: o.TryTimeout, sockets: sockets, most: int32(min(maxKept, openFiles()/8)), sweep: maxServers,
 		servers: make(map[netip.AddrPort]*server), quests: make(map[*quest]struct{}),
 	}
 }
@@ -82,8 +91,9 @@ func (u *upstream) at(addrs []netip.AddrPort) []*server {
 	for _, addr := range addrs {
 		s := u.servers[addr]
 		if s == nil {
-			if len(u.servers) >= maxServers {
+			if len(u.servers) >= u.sweep {
 				maps.DeleteFunc(u.servers, func(_ netip.AddrPort, s *server) bool { return s.idle() })
+				u.sweep = max(maxServers, 2*len(u.servers))
 			}
 			s = &server{addr: addr, u: u, streaming: gate{each: streamsEach, all: streamsPerServer}}
 			u.servers[addr] = s
@@ -128,6 +138,7 @@ func (s *server) close() {
 	s.mu.Lock()
 	sockets, streams := s.open, s.streams
 	s.open, s.streams, s.closed = nil, nil, true
+	s.u.kept.Add(-int32(len(streams)))
 	s.mu.Unlock()
 	for _, k := range sockets {
 		k.end()
