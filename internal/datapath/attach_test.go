@@ -37,6 +37,37 @@ func TestAttachPutsLinksBack(t *testing.T) {
 	}
 }
 
+// TestAttachLooksAgain holds that what was there at the start, and the watch has found gone since, is put back by
+// the first Attach.
+func TestAttachLooksAgain(t *testing.T) {
+	dir := pinDir(t)
+	first := open(t, dir)
+	targets := map[string]target.Target{"interface": vethTarget(t, "v0"), "cgroup": cgroupTarget(t)}
+	ids := map[string]string{}
+	for name, tg := range targets {
+		ids[name] = attachOnly(t, first, tg)
+	}
+	d := open(t, dir)
+	for name, id := range ids {
+		a := d.known[id]
+		if !a.held {
+			t.Fatalf("%s: not found in place", name)
+		}
+		if err := d.takeAway(id, repliesHook); err != nil {
+			t.Fatal(err)
+		}
+		for turn := range d.hooks(a.record) {
+			d.look(a, turn, nil)
+		}
+		if err := d.Attach(id, targets[name]); err != nil {
+			t.Fatal(err)
+		}
+		if gone, _, err := lost(d.hooks(a.record), d.pins.attached(id), a.record); err != nil || len(gone) > 0 {
+			t.Errorf("%s: missing %v, %v", name, gone, err)
+		}
+	}
+}
+
 // takeAway detaches a hook of id, as somebody else might.
 func (d *Datapath) takeAway(id, name string) error {
 	r, dir := d.known[id].record, d.pins.attached(id)

@@ -159,6 +159,7 @@ func (d *Datapath) inspect(a *attachment, id string, turn int) error {
 		a.intact = time.Now()
 		return nil
 	}
+	a.held = false
 	return d.regain(a, id, hooks)
 }
 
