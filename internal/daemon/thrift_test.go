@@ -35,7 +35,7 @@ func TestThrift(t *testing.T) {
 			{1, idlePercent},
 		} {
 			made = append(made, make([]byte, step.size))
-			time.Sleep(thriftInterval)
+			<-time.After(thriftInterval)
 			synctest.Wait()
 			if now := percent(); now != step.want {
 				t.Errorf("%d%% after %d bytes, want %d%%", now, step.size, step.want)
