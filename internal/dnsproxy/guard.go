@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -45,17 +46,23 @@ func parsePrefixes(all ...string) []netip.Prefix {
 	return prefixes
 }
 
-// hostAddrs remembers the host's addresses for a second, and for longer if they
+// hostAddrs remembers the host's addresses for hostsFor, and for longer if they
 // cannot be read, say for want of file descriptors.
 type hostAddrs struct {
 	read func() ([]netip.Addr, error)
 	last atomic.Pointer[hostSnapshot]
+	mu   sync.Mutex // they are read
 }
 
 type hostSnapshot struct {
 	addrs []netip.Addr
 	at    time.Time
+	// followed: somebody reads the next, and this one is good until then. As long as others hold the kernel's lock that
+	// reading takes, which any of its network namespaces may for seconds, addresses cannot change either.
+	followed atomic.Bool
 }
+
+const hostsFor = time.Second
 
 func interfaceAddrs() ([]netip.Addr, error) {
 	all, err := net.InterfaceAddrs()
@@ -73,22 +80,54 @@ func interfaceAddrs() ([]netip.Addr, error) {
 
 // has is true of every address while none are known.
 func (h *hostAddrs) has(addr netip.Addr) bool {
-	now := time.Now()
 	seen := h.last.Load()
-	if seen == nil || now.Sub(seen.at) > time.Second {
-		addrs, err := h.read()
-		switch {
-		case err == nil:
-			seen = &hostSnapshot{at: now}
-			for _, a := range addrs {
-				seen.addrs = append(seen.addrs, a.Unmap().WithZone(""))
-			}
-			h.last.Store(seen)
-		case seen == nil:
+	if seen == nil || !seen.followed.Load() && time.Since(seen.at) > hostsFor {
+		if seen = h.look(); seen == nil {
 			return true
 		}
 	}
 	return slices.Contains(seen.addrs, addr.Unmap())
+}
+
+// due reports whether the caller is to look first, where nobody else has to wait for it. Unless they
+// are very old, one is that finds them so.
+func (h *hostAddrs) due() bool {
+	seen := h.last.Load()
+	if seen == nil {
+		return true
+	}
+	switch age := time.Since(seen.at); {
+	case age <= hostsFor, seen.followed.Load():
+		return false
+	case age <= 2*hostsFor:
+		return seen.followed.CompareAndSwap(false, true)
+	}
+	return true
+}
+
+// look reads them, if they are to be read, and returns what is known then: nil if nothing is.
+func (h *hostAddrs) look() *hostSnapshot {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now, seen := time.Now(), h.last.Load()
+	if seen != nil && now.Sub(seen.at) <= hostsFor {
+		return seen
+	}
+	addrs, err := h.read()
+	switch {
+	case err == nil:
+		next := &hostSnapshot{at: now}
+		for _, a := range addrs {
+			next.addrs = append(next.addrs, a.Unmap().WithZone(""))
+		}
+		seen = next
+	case seen != nil:
+		seen = &hostSnapshot{at: now, addrs: seen.addrs}
+	default:
+		return nil
+	}
+	h.last.Store(seen)
+	return seen
 }
 
 // surprising reports whether an answer must not point to addr: a name in

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,6 +70,43 @@ func TestHostAddrs(t *testing.T) {
 			<-time.After(time.Minute)
 		}
 	})
+}
+
+// TestHostAddrsTakeLong holds that nobody but one waits while the host's addresses are read anew, and that without any
+// known nobody waits for ever.
+func TestHostAddrsTakeLong(t *testing.T) {
+	up := resolve(t, records(t, "$ 60 IN A 192.0.2.1"))
+	reading, held := make(chan struct{}, 1), make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
+	defer release()
+	var reads atomic.Int32
+	w := serve(t, Options{HostAddrs: func() ([]netip.Addr, error) {
+		if reads.Add(1) > 1 {
+			reading <- struct{}{}
+			<-held
+		}
+		return addrs("203.0.113.7"), nil
+	}}, []*resolver{up}, allowlist("*"))
+	w.host.last.Store(&hostSnapshot{at: time.Now().Add(-3 * hostsFor / 2), addrs: addrs("203.0.113.7")})
+	waits := &dns.Conn{Conn: dial(t, "udp", w.addr)}
+	if err := waits.WriteMsg(questionFor("first.example", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	<-reading
+	for i := range 3 {
+		if m := w.ask(t, fmt.Sprintf("n%d.example", i), dns.TypeA); len(m.Answer) != 1 {
+			t.Errorf("answer: %v", m)
+		}
+	}
+	release()
+	if m, err := waits.ReadMsg(); err != nil || len(m.Answer) != 1 || reads.Load() != 2 {
+		t.Errorf("who had them read: %v, %v; %d reads", m, err, reads.Load())
+	}
+
+	w = serve(t, Options{HostAddrs: func() ([]netip.Addr, error) { return nil, errors.New("too many open files") }}, []*resolver{up}, allowlist("*"))
+	if m := w.ask(t, "a.example", dns.TypeA); len(m.Answer) != 0 {
+		t.Errorf("unknown addresses pass: %v", m)
+	}
 }
 
 func TestGuard(t *testing.T) {

@@ -36,7 +36,8 @@ type job struct {
 	servers []netip.AddrPort
 	known   asked
 	failed  *failure
-	room    [96]byte // for most queries
+	looked  time.Time // at the host's addresses
+	room    [96]byte  // for most queries
 }
 
 // step does what there is to be done. False: it is to be called again by a hand that may wait.
@@ -111,6 +112,9 @@ func (j *job) judge(h *hand) bool {
 
 // find has the answer of the cache or of an upstream, where one is needed.
 func (j *job) find(h *hand) bool {
+	if j.looks((*job).find) {
+		return true
+	}
 	s, q := j.s, j.q
 	j.failed = nil
 	j.next = (*job).answer
@@ -135,6 +139,19 @@ func (j *job) find(h *hand) bool {
 	return j.answer(h)
 }
 
+// looks has the job go on with next when it is known anew which addresses are the host's, if they are asked for.
+func (j *job) looks(next func(*job, *hand) bool) bool {
+	compares := j.ruling.outcome == allowed && (!j.s.AllowPrivateAnswers || j.from.Origin == Cgroup)
+	if !compares || time.Since(j.looked) <= hostsFor || !j.s.host.due() {
+		return false
+	}
+	j.aside(func() {
+		j.s.host.look()
+		j.looked = time.Now()
+	}, next)
+	return true
+}
+
 // landed takes what was found while nobody worked on the job.
 func (j *job) landed(f found) {
 	j.take(f)
@@ -149,6 +166,9 @@ func (j *job) take(f found) {
 
 // answer does what was ruled with what was found.
 func (j *job) answer(h *hand) bool {
+	if j.looks((*job).answer) {
+		return true
+	}
 	last := j.tries == maxStale-1
 	reply, err := j.s.answer(j.q, j.chain, j.ruling, &j.known, j.failed, last, h.waits)
 	switch {

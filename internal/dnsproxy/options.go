@@ -44,8 +44,8 @@ type Options struct {
 	// AllowPrivateAnswers turns the private-answer guard off.
 	AllowPrivateAnswers bool
 	// HostAddrs returns the host's own addresses, for the guard. It is called
-	// at most once a second. While it fails, those of before count, and if there
-	// are none, every address is the host's.
+	// at most once a second. While it fails or takes its time, those of before count, and
+	// if there are none, every address is the host's.
 	HostAddrs func() ([]netip.Addr, error)
 
 	// CacheBytes is how much the answers of servers may take that are kept; 0: none are.

@@ -104,6 +104,7 @@ func TestOriginalOfCgroups(t *testing.T) {
 				reply(servers, r, deadline, done)
 			}, tt.policies...)
 			w.host.read = func() ([]netip.Addr, error) { return addrs("192.0.2.1", "2001:db8:2::1"), nil }
+			w.host.last.Store(nil)
 			peer := Peer{
 				Index: index, Origin: tt.origin, Netns: 3,
 				Client: netip.MustParseAddrPort("127.0.0.1:40000"), Server: netip.MustParseAddrPort("127.136.0.7:253"),

@@ -55,6 +55,7 @@ func New(o Options) (*Server, error) {
 	s.ask = s.up.ask
 	s.cache = newCache(o.CacheBytes, o.ServeStale)
 	s.host.read = o.HostAddrs
+	s.host.look() // or others do, when there is something to compare
 	s.queries = gate{each: o.MaxQueries, all: o.MaxTotal}
 	s.conns = gate{each: o.MaxConns, all: o.MaxTotal}
 	s.remotes.places = gate{each: remoteEach, all: remoteAll}
