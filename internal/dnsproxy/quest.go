@@ -50,13 +50,21 @@ type try struct {
 const maxTries = 16
 
 func (u *upstream) ask(addrs []netip.AddrPort, r *request, deadline time.Time, done func(*answer, *failure)) {
-	q := &quest{u: u, r: r, deadline: deadline, done: done, servers: u.at(addrs)}
-	q.fresh, q.all = len(q.servers), len(q.servers)
+	q := &quest{u: u, r: r, deadline: deadline, done: done}
 	u.mu.Lock()
+	if u.ending {
+		u.mu.Unlock()
+		done(nil, stops())
+		return
+	}
 	u.quests[q] = struct{}{}
 	u.mu.Unlock()
+	servers := u.at(addrs)
 	q.mu.Lock()
-	q.next(time.Now())
+	q.servers, q.fresh, q.all = servers, len(servers), len(servers)
+	if !q.over {
+		q.next(time.Now())
+	}
 	q.settle()
 }
 

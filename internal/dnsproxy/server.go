@@ -80,7 +80,9 @@ func (s *Server) Forget(id string) { s.ledger.forget(id) }
 func (s *Server) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.serving++
+	if s.serving++; s.serving == 1 {
+		s.up.open()
+	}
 }
 
 func (s *Server) end() {

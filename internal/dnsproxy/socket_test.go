@@ -136,6 +136,27 @@ func TestManyServers(t *testing.T) {
 	}
 }
 
+// TestNothingIsAskedAfterTheEnd holds that who asks again just when all ends has none be asked, and that the end does not
+// wait for it.
+func TestNothingIsAskedAfterTheEnd(t *testing.T) {
+	up := resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })
+	sockets := datagram.NewPoller(func() {}, func() bool { return false })
+	u := newUpstream(&Options{TryTimeout: time.Second}, sockets)
+	r := &request{Question: dns.Question{Name: "a.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}
+	servers, deadline := []netip.AddrPort{up.addr}, time.Now().Add(time.Second)
+	var failed []*failure
+	u.ask(servers, r, deadline, func(_ *answer, f *failure) {
+		failed = append(failed, f)
+		u.ask(servers, r, deadline, func(_ *answer, f *failure) { failed = append(failed, f) })
+	})
+	u.flush()
+	u.close()
+	sockets.Wait()
+	if len(failed) != 2 || failed[0].code != failed[1].code || time.Now().After(deadline) {
+		t.Errorf("failed %+v", failed)
+	}
+}
+
 // held is an upstream that collects n queries and then answers them in any
 // order, each twice, the first records of each being what answer says.
 func held(t *testing.T, n int, answer func(name string) string) (r *resolver, ports func() map[uint16]map[uint16]int) {

@@ -49,6 +49,7 @@ type upstream struct {
 	servers map[netip.AddrPort]*server
 	sweep   int // how many servers there may be until those are forgotten that are not needed
 	quests  map[*quest]struct{}
+	ending  bool // nobody is asked any more, until open
 
 	out outgoing
 }
@@ -68,14 +69,28 @@ func newUpstream(o *Options, sockets *datagram.Poller) *upstream {
 	}
 }
 
-// close ends every wait and closes every socket. Nobody asks meanwhile.
+// open has servers asked again after close.
+func (u *upstream) open() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ending = false
+}
+
+// stops is why there is no answer to what is asked while the server ends.
+func stops() *failure {
+	return &failure{code: dns.ExtendedErrorCodeNotReady, text: "the server stops"}
+}
+
+// close ends every wait and closes every socket. What is asked meanwhile, by who had waited with somebody whose time was
+// over just now, is not asked of anybody.
 func (u *upstream) close() {
 	u.mu.Lock()
+	u.ending = true
 	quests, servers := slices.Collect(maps.Keys(u.quests)), slices.Collect(maps.Values(u.servers))
 	clear(u.servers)
 	u.mu.Unlock()
 	for _, q := range quests {
-		q.finish(nil, &failure{code: dns.ExtendedErrorCodeNotReady, text: "the server stops"})
+		q.finish(nil, stops())
 	}
 	for _, s := range servers {
 		s.close()
