@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -330,7 +331,41 @@ func TestPlacesInTurn(t *testing.T) {
 	for range 2 {
 		g.leave(1)
 	}
-	if g.total != 0 || len(g.by) != 0 || len(g.queue) != 0 {
-		t.Errorf("%d places are taken by %v, %d wait", g.total, g.by, len(g.queue))
+	if g.total != 0 || len(g.by) != 0 || len(g.queue) != 0 || len(g.waits) != 0 {
+		t.Errorf("%d places are taken by %v, %d wait, %v", g.total, g.by, len(g.queue), g.waits)
+	}
+}
+
+// TestNobodyWaitsForAFreePlace holds that whoever waits may have no place, however others come and go.
+func TestNobodyWaitsForAFreePlace(t *testing.T) {
+	g := gate{each: 3, all: 8}
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	for range 3000 {
+		index := rand.Uint32N(5)
+		switch {
+		case g.of(index) > 0 && rand.IntN(2) == 0:
+			g.leave(index)
+		case rand.IntN(2) == 0:
+			g.enter(index)
+		case !g.enter(index):
+			g.mu.Lock()
+			before := len(g.queue)
+			g.mu.Unlock()
+			running.Go(func() { g.enterWhenFree(ctx, index) })
+			await(t, "it waits", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.queue) > before })
+		}
+		g.mu.Lock()
+		for _, w := range g.queue {
+			if g.by[w.index] < min(g.each, g.all-g.total) {
+				t.Fatalf("%d waits, places are taken by %v", w.index, g.by)
+			}
+		}
+		g.mu.Unlock()
+	}
+	cancel()
+	running.Wait()
+	if len(g.queue) != 0 || len(g.waits) != 0 {
+		t.Errorf("%d wait, %v", len(g.queue), g.waits)
 	}
 }

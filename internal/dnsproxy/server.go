@@ -216,6 +216,7 @@ type gate struct {
 	total int
 	by    map[uint32]int // no zeros
 	queue []*waiting     // for a place, in turn
+	waits map[uint32]int // how many of queue are whose; no zeros
 }
 
 type waiting struct {
@@ -250,6 +251,10 @@ func (g *gate) enterWhenFree(ctx context.Context, index uint32) bool {
 	}
 	w := &waiting{index, make(chan struct{})}
 	g.queue = append(g.queue, w)
+	if g.waits == nil {
+		g.waits = make(map[uint32]int)
+	}
+	g.waits[index]++
 	g.mu.Unlock()
 	select {
 	case <-w.entered:
@@ -260,12 +265,19 @@ func (g *gate) enterWhenFree(ctx context.Context, index uint32) bool {
 	at := slices.Index(g.queue, w)
 	if at >= 0 {
 		g.queue = slices.Delete(g.queue, at, at+1)
+		g.waitsLess(index)
 	}
 	g.mu.Unlock()
 	if at < 0 { // meanwhile
 		g.leave(index)
 	}
 	return false
+}
+
+func (g *gate) waitsLess(index uint32) {
+	if g.waits[index]--; g.waits[index] == 0 {
+		delete(g.waits, index)
+	}
 }
 
 // leave gives a place back. Who may have one by now gets it in turn, and whoever has enough is passed over.
@@ -276,10 +288,14 @@ func (g *gate) leave(index uint32) {
 	if g.by[index]--; g.by[index] == 0 {
 		delete(g.by, index)
 	}
+	if g.all-g.total > g.each && g.waits[index] == 0 {
+		return // others wait for places of their own
+	}
 	g.queue = slices.DeleteFunc(g.queue, func(w *waiting) bool {
 		if !g.enterLocked(w.index) {
 			return false
 		}
+		g.waitsLess(w.index)
 		close(w.entered)
 		return true
 	})
