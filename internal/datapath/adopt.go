@@ -57,7 +57,7 @@ func (d *Datapath) renew(a *attachment) error {
 func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) error {
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	pinned, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody has taken them away: Attach puts them back
 		return fmt.Errorf("pinned links: %w", err)
 	}
 	held := make(map[string]bool)
@@ -74,7 +74,10 @@ func (d *Datapath) updatePrograms(a *attachment, id string, by *replacements) er
 			}
 		}
 	}
-	err = at(a.record, func(on int) error {
+	if isInterface(a.record) {
+		return nil // another may have its index by the time of Attach, which looks
+	}
+	err = onCgroup(a.record.Scope, func(on int) error {
 		for _, h := range hooks {
 			if _, without := h.by.(linkless); !without || held[h.name] {
 				continue

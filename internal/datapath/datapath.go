@@ -166,7 +166,7 @@ type attachment struct {
 	intact time.Time     // when it was last seen as it was left
 	// earlier: an earlier daemon's programs are on the target still.
 	earlier bool
-	held    bool // renew has just seen all in place, and nobody has looked since
+	held    bool // renew has just seen all in place on a cgroup, and nobody has looked since
 	leads   leads
 	counts  atomic.Bool // the counters at its index are its own, not those of who had it before
 

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"os"
 	"slices"
 	"testing"
 
@@ -17,7 +18,7 @@ import (
 func TestRenewedBeforeAnythingElse(t *testing.T) {
 	dir := pinDir(t)
 	d := open(t, dir)
-	steps := []string{"attach", "replace", "watch", "neither"}
+	steps := []string{"attach", "attach without pins", "replace", "watch", "neither"}
 	targets, ids := map[string]target.Target{}, map[string]string{}
 	for _, step := range steps {
 		targets[step] = cgroupTarget(t)
@@ -34,8 +35,13 @@ func TestRenewedBeforeAnythingElse(t *testing.T) {
 			t.Fatalf("%s: programs %v", step, theirs[step])
 		}
 	}
-	if err := d.Attach(ids["attach"], targets["attach"]); err != nil {
+	if err := os.RemoveAll(d.pins.attached(ids["attach without pins"])); err != nil {
 		t.Fatal(err)
+	}
+	for _, step := range []string{"attach", "attach without pins"} {
+		if err := d.Attach(ids[step], targets[step]); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
 	}
 	replace(t, d, ids["replace"], &policy.Policy{Mode: policy.ModeDisabled})
 	d.look(d.known[ids["watch"]], 0, nil)
