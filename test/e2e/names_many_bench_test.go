@@ -28,7 +28,7 @@ func BenchmarkManyNames(b *testing.B) {
 		s := newBenchNames(b)
 		before := processMemory(b, s.PID())
 		_, remove := s.attachCgroups(b, idleCgroups)
-		time.Sleep(idleTime)
+		<-time.After(idleTime)
 		daemon := float64(processMemory(b, s.PID())-before) / idleCgroups
 		b.ReportMetric(daemon, "idle-KiB")
 		fmt.Printf("daemon: %.1f KiB for each idle attachment\n", daemon)
