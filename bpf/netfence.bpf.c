@@ -12,12 +12,14 @@
  *              queries to the DNS listener; nf_recvmsg* and nf_getpeername* hide that
  *   nf_bind*   cgroup: nobody takes the listener's place
  *   nf_dns_return  tc: answers from the DNS namespace to interfaces
+ *   nf_flows_end, nf_dns_flows_end, nf_dns_original  nowhere: the daemon runs them
  *
  * _l2 is for devices with a link-layer header, _l3 for those without (tun).
  */
 #include "dns_cgroup.h"
 #include "dns_interface.h"
 #include "flow.h"
+#include "generated.h"
 #include "kernel.h"
 #include "leave.h"
 #include "loopback.h"
@@ -389,24 +391,6 @@ int nf_dns_original(struct __sk_buff *skb)
 		return 0;
 	return !bpf_skb_store_bytes(skb, 0, &question, sizeof(question), 0);
 }
-
-/* Types that Go is generated from and that no map names. */
-const volatile struct {
-	enum limit limit;
-	enum attachment_flag attachment_flag;
-	enum word_flag word_flag;
-	enum mode mode;
-	enum match match;
-	enum clause_verdict clause_verdict;
-	enum reason reason;
-	enum dns_setting dns_setting;
-	enum source_kind source_kind;
-	struct dns_question dns_question;
-	struct source source;
-	struct prefix prefix;
-	struct clause clause;
-	struct event event;
-} generated_types = {};
 
 /* bpf_sk_lookup and the ring buffer want a GPL-compatible licence, which the dual one is. */
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -65,8 +65,14 @@ func TestReconnect(t *testing.T) {
 // eventually waits for what has no event.
 func eventually(t *testing.T, what string, so func() bool) {
 	t.Helper()
-	for end := time.Now().Add(controlplanetest.Patience); !so(); time.Sleep(time.Millisecond) { //nolint:forbidigo // the one place that polls
-		if time.Now().After(end) {
+	end := time.NewTimer(controlplanetest.Patience)
+	defer end.Stop()
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for !so() {
+		select {
+		case <-again.C:
+		case <-end.C:
 			t.Fatalf("%s: not so within %s", what, controlplanetest.Patience)
 		}
 	}

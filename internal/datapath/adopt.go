@@ -37,7 +37,8 @@ func (d *Datapath) renewAll(ctx context.Context, adopted []*attachment) error {
 
 // renew does so for one attachment, before anything is put in force for it. What is not
 // ours on its target stays as it is: Attach puts back what is missing, and the watch ends
-// what has no target. The caller holds a.mu.
+// what has no target. Where it fails, status says so until the watch has done it. The
+// caller holds a.mu.
 func (d *Datapath) renew(a *attachment) error {
 	if !a.earlier {
 		return nil
@@ -45,9 +46,13 @@ func (d *Datapath) renew(a *attachment) error {
 	id := uuid.UUID(a.record.Id).String()
 	d.earlier.using.RLock()
 	defer d.earlier.using.RUnlock()
+	about := id + "/programs"
 	if err := d.updatePrograms(a, id, &d.earlier); err != nil {
-		return fmt.Errorf("attachment %s: programs of an earlier daemon: %w", id, err)
+		err = fmt.Errorf("attachment %s: programs of an earlier daemon go on: %w", id, err)
+		d.problems.note(about, err.Error())
+		return err
 	}
+	d.problems.over(about)
 	a.earlier = false
 	return nil
 }

@@ -297,6 +297,7 @@ func (d *Datapath) abandon(a *attachment, id string) error {
 		d.slots.release(a.slot)
 	}
 	d.nesting.leave(a)
+	d.problems.forget(id)
 	a.gone = true
 	var last Counters
 	if a.counts.Load() {

@@ -145,7 +145,7 @@ type Datapath struct {
 
 	earlier  replacements  // of an earlier daemon's programs
 	renewed  chan struct{} // closed when that has been tried for all
-	renewErr error         // what came of it
+	renewErr error         // the first that stood in the way
 
 	stop context.CancelFunc
 	done sync.WaitGroup

@@ -81,9 +81,7 @@ func Open(cfg Config) (*Datapath, error) {
 	adopted := slices.Collect(maps.Values(d.known))
 	d.done.Go(func() {
 		defer close(d.renewed)
-		if d.renewErr = d.renewAll(ctx, adopted); d.renewErr != nil {
-			d.log.Warn("programs of an earlier daemon go on, tried again when attached", "err", d.renewErr)
-		}
+		d.renewErr = d.renewAll(ctx, adopted)
 	})
 	d.done.Go(func() { d.sweep(ctx) })
 	d.done.Go(func() { d.slots.run(ctx) })

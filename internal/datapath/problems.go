@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -57,4 +58,11 @@ func (p *problems) over(about string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.texts, about)
+}
+
+// forget drops those of an attachment that is gone.
+func (p *problems) forget(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.texts, func(about, _ string) bool { return strings.Contains(about, id+"/") })
 }

@@ -5,6 +5,7 @@ package datapath
 import (
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -51,5 +52,32 @@ func TestRenewedBeforeAnythingElse(t *testing.T) {
 		if renewed := step != "neither"; len(now) != len(theirs[step]) || mixed == renewed || d.known[ids[step]].earlier == renewed {
 			t.Errorf("%s: programs %v, were %v", step, now, theirs[step])
 		}
+	}
+}
+
+// TestNotRenewed holds that it is told of for as long as an attachment has an earlier daemon's programs, and no longer
+// than the attachment is there.
+func TestNotRenewed(t *testing.T) {
+	d := open(t, pinDir(t))
+	var ids []string
+	for range 2 {
+		id := attachOnly(t, d, cgroupTarget(t))
+		d.known[id].earlier = true
+		ids = append(ids, id)
+	}
+	verdict := d.bpf.NfCgEgress
+	d.bpf.NfCgEgress = nil // there is nothing to put in place
+	for _, id := range ids {
+		d.look(d.known[id], 0, nil)
+	}
+	d.bpf.NfCgEgress = verdict
+	if told := d.Problems(); len(told) != 2 || !strings.Contains(told[0], "programs of an earlier daemon go on") {
+		t.Fatalf("told %q", told)
+	}
+	if d.look(d.known[ids[0]], 0, nil); d.known[ids[0]].earlier || len(d.Problems()) != 1 {
+		t.Errorf("renewed, told %q", d.Problems())
+	}
+	if err := d.Detach(ids[1]); err != nil || len(d.Problems()) != 0 {
+		t.Errorf("detached, told %q: %v", d.Problems(), err)
 	}
 }

@@ -130,9 +130,7 @@ func (d *Datapath) inspect(a *attachment, id string, turn int) error {
 	if a.gone {
 		return nil
 	}
-	if err := d.renew(a); err != nil {
-		d.log.Debug("not renewed", "err", err)
-	}
+	_ = d.renew(a) // status says what stands in its way, and there is another turn
 	dir, hooks := d.pins.attached(id), d.hooks(a.record)
 	fine := true
 	err := at(a.record, func(on int) error {

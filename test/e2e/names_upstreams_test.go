@@ -18,6 +18,20 @@ import (
 	"github.com/netfence/netfence/internal/testenv"
 )
 
+// unboundServer is how unbound is configured as an upstream, but for its modules and its zone.
+const unboundServer = `
+server:
+	interface: %[1]s@%[2]d
+	access-control: 0.0.0.0/0 allow
+	do-ip6: no
+	chroot: ""
+	username: ""
+	pidfile: ""
+	use-syslog: no
+	logfile: ""
+	do-daemonize: no
+`
+
 // realZone is served by BIND and by unbound, signed. $TXT is larger than a datagram.
 const realZone = `$ORIGIN example.
 $TTL 300
@@ -57,18 +71,7 @@ options {
 controls {};
 zone "example" { type primary; file "zone.signed"; };
 `},
-	"unbound": {"unbound", netip.MustParseAddrPort(upstream + ":53"), "unbound", peers[0].args, `
-server:
-	interface: %[1]s@%[2]d
-	access-control: 0.0.0.0/0 allow
-	do-ip6: no
-	chroot: ""
-	username: ""
-	pidfile: ""
-	use-syslog: no
-	logfile: ""
-	do-daemonize: no
-	module-config: "iterator"
+	"unbound": {"unbound", netip.MustParseAddrPort(upstream + ":53"), "unbound", peers[0].args, unboundServer + `	module-config: "iterator"
 remote-control:
 	control-enable: no
 auth-zone:
@@ -151,18 +154,7 @@ func TestRealUpstreams(t *testing.T) {
 }
 
 // validating is unbound that answers from the zone what is signed as the zone's parent says.
-var validating = peer{"unbound", netip.MustParseAddrPort(upstream + ":53"), "unbound", peers[0].args, `
-server:
-	interface: %[1]s@%[2]d
-	access-control: 0.0.0.0/0 allow
-	do-ip6: no
-	chroot: ""
-	username: ""
-	pidfile: ""
-	use-syslog: no
-	logfile: ""
-	do-daemonize: no
-	module-config: "validator iterator"
+var validating = peer{"unbound", netip.MustParseAddrPort(upstream + ":53"), "unbound", peers[0].args, unboundServer + `	module-config: "validator iterator"
 	trust-anchor-file: "%[3]s/dsset-example."
 	ede: yes
 remote-control:
