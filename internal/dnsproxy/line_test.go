@@ -42,6 +42,17 @@ func (o *order) of(index uint32) (n int) {
 	return n
 }
 
+// arrive has a query come through c.
+func (w *world) arrive(t *testing.T, c PacketConn, index uint32, name string) {
+	t.Helper()
+	from := Peer{Index: index, Client: netip.MustParseAddrPort("192.0.2.9:999")}
+	j := w.admit(t.Context(), c, packed(t, questionFor(name, dns.TypeA)), from)
+	if j == nil {
+		t.Fatal("no room")
+	}
+	w.line.add(j)
+}
+
 // TestTurns holds that whoever has much to be done has others wait for turns of it, not for all of it, whether the answers
 // are at hand or are asked for.
 func TestTurns(t *testing.T) {
@@ -63,21 +74,14 @@ func TestTurns(t *testing.T) {
 			return nil
 		})
 		var got order
-		arrive := func(index uint32, name string) {
-			j := w.admit(t.Context(), &got, packed(t, questionFor(name, dns.TypeA)), Peer{Index: index, Client: netip.MustParseAddrPort("192.0.2.9:999")})
-			if j == nil {
-				t.Fatal("no room")
-			}
-			w.line.add(j)
-		}
-		arrive(loud, "n.example")
+		w.arrive(t, &got, loud, "n.example")
 		<-started
 		for i := range many {
-			arrive(loud, fmt.Sprintf("n%d.example", i%10))
+			w.arrive(t, &got, loud, fmt.Sprintf("n%d.example", i%10))
 		}
 		for i := range uint32(others) {
 			for k := range few {
-				arrive(loud+1+i, fmt.Sprintf("n%d.example", k%10))
+				w.arrive(t, &got, loud+1+i, fmt.Sprintf("n%d.example", k%10))
 			}
 		}
 		close(held)
@@ -145,18 +149,11 @@ func TestBusy(t *testing.T) {
 	held := make(chan struct{})
 	w.kernel.replacing(busy, held)
 	var got order
-	arrive := func(index uint32, name string) {
-		j := w.admit(t.Context(), &got, packed(t, questionFor(name, dns.TypeA)), Peer{Index: index, Client: netip.MustParseAddrPort("192.0.2.9:999")})
-		if j == nil {
-			t.Fatal("no room")
-		}
-		w.line.add(j)
+	for i := range 2 * turn {
+		w.arrive(t, &got, busy, fmt.Sprintf("n%d.example", i))
 	}
 	for i := range 2 * turn {
-		arrive(busy, fmt.Sprintf("n%d.example", i))
-	}
-	for i := range 2 * turn {
-		arrive(free, fmt.Sprintf("n%d.example", i))
+		w.arrive(t, &got, free, fmt.Sprintf("n%d.example", i))
 	}
 	w.line.mu.Lock()
 	for w.line.working > 0 {
