@@ -142,7 +142,7 @@ func (o *abi1Daemon) attach(t testing.TB, tg target.Target, learned netip.Addr) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(l.Pin(filepath.Join(dir, h.name)), l.Close()); err != nil {
+		if err := errors.Join(l.Pin(filepath.Join(dir, h.name)), closeBPF(l)); err != nil {
 			t.Fatal(err)
 		}
 		if h.name == verdictHook && !isInterface(record) {
@@ -165,4 +165,4 @@ func (o *abi1Daemon) rules(t testing.TB, p *policy.Policy) {
 }
 
 // kill leaves what is pinned.
-func (o *abi1Daemon) kill() { o.coll.Close() }
+func (o *abi1Daemon) kill() { closeCollection(o.coll) }

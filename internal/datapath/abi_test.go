@@ -75,7 +75,7 @@ func TestForeignMapsAreNamed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer theirs.Close()
+				defer func() { _ = closeBPF(theirs) }()
 				place := filepath.Join(pins(dir).version(version), mapsDir)
 				if err := os.MkdirAll(place, 0o700); err != nil {
 					t.Fatal(err)

@@ -183,7 +183,7 @@ func (o *ours) count(dir string) (live, defunct int, err error) {
 		default:
 			defunct++
 		}
-		if err := l.Close(); err != nil {
+		if err := closeBPF(l); err != nil {
 			return 0, 0, err
 		}
 	}

@@ -49,7 +49,7 @@ func returning(b *testing.B, kind ebpf.ProgramType, verdict int32) *ebpf.Program
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = p.Close() })
+	b.Cleanup(func() { _ = closeBPF(p) })
 	return p
 }
 

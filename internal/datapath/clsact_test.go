@@ -95,7 +95,7 @@ func TestFilterTakesTheLeadWithoutAGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer next.Close()
+	defer func() { _ = closeBPF(next) }()
 	for range 20 {
 		theirFilter(t, f.tg, filterPriority, next)
 		if err := h.by.watch(h, f.d.pins.attached(f.id), a.record, int(a.record.Ifindex)); !errors.Is(err, errBehind) {

@@ -226,7 +226,7 @@ func (d *Datapath) Close() error {
 	d.stop()
 	err := errors.Join(d.witness.close(), d.onLink.close())
 	d.done.Wait()
-	return errors.Join(err, d.earlier.close(), d.unlisten(), d.bpf.Close())
+	return errors.Join(err, d.earlier.close(), d.unlisten(), closeBPF(&d.bpf))
 }
 
 // lock returns the attachment with its mutex held, or nil.

@@ -80,4 +80,4 @@ func (f *DNSFilter) On(fd int) error {
 }
 
 // Close gives up the programs, which sockets that have them keep.
-func (f *DNSFilter) Close() error { return errors.Join(f.program.Close(), f.strict.Close()) }
+func (f *DNSFilter) Close() error { return closeBPF(f.program, f.strict) }

@@ -46,7 +46,7 @@ func walking(b *testing.B, c course, next *ebpf.Program) *ebpf.Program {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = array.Close() })
+	b.Cleanup(func() { _ = closeBPF(array) })
 	first := c.first.As4()
 	base := int64(binary.BigEndian.Uint32(first[:]))
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -77,7 +77,7 @@ func walking(b *testing.B, c course, next *ebpf.Program) *ebpf.Program {
 	if err != nil {
 		b.Fatalf("%+v", err)
 	}
-	b.Cleanup(func() { _ = program.Close() })
+	b.Cleanup(func() { _ = closeBPF(program) })
 	if err := array.Put(uint32(0), next); err != nil {
 		b.Fatal(err)
 	}

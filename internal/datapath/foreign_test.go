@@ -28,7 +28,7 @@ func theirs(t *testing.T, kind ebpf.ProgramType, attach ebpf.AttachType) *ebpf.P
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Close() })
+	t.Cleanup(func() { _ = closeBPF(p) })
 	return p
 }
 
@@ -59,7 +59,7 @@ func TestForeignPinsAreLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := errors.Join(l.Unpin(), l.Close()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := errors.Join(l.Unpin(), closeBPF(l)); err != nil && !errors.Is(err, os.ErrNotExist) {
 				t.Error(err)
 			}
 		})
@@ -184,7 +184,9 @@ func TestForeignFilesAreLeftAlone(t *testing.T) {
 		if err != nil {
 			t.Errorf("the foreign program: %v", err)
 		}
-		p.Close()
+		if err := closeBPF(p); err != nil {
+			t.Error(err)
+		}
 	}
 	if _, err := os.Stat(pins(dir).links()); !os.IsNotExist(err) {
 		t.Errorf("links are left: %v", err)

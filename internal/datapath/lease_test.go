@@ -119,7 +119,7 @@ func TestLeaseWithoutDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer program.Close()
+	defer func() { _ = closeBPF(program) }()
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}

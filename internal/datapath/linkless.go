@@ -37,7 +37,7 @@ func (x linkless) hold(h hook, _ string, fd int) error {
 	if err != nil {
 		return fmt.Errorf("program at %s: %w", h.name, err)
 	}
-	return errors.Join(put(fd, h, old), old.Close())
+	return errors.Join(put(fd, h, old), closeBPF(old))
 }
 
 // put attaches the program of h, in place of old; nil: beside all others.
@@ -121,7 +121,7 @@ func (r *replacements) close() error {
 	defer r.using.Unlock()
 	var errs []error
 	for _, p := range r.old {
-		errs = append(errs, p.Close())
+		errs = append(errs, closeBPF(p))
 	}
 	r.old, r.latest = nil, nil
 	return errors.Join(errs...)
@@ -179,7 +179,7 @@ func (o *ours) leaveCgroup(id uint64) error {
 }
 
 // leaveCgroupOf is leaveCgroup for the one that a pinned verdict is on, if it is on one.
-func (o *ours) leaveCgroupOf(verdict string) error {
+func (o *ours) leaveCgroupOf(verdict string) (err error) {
 	l, info, err := o.open(verdict)
 	if errors.Is(err, errForeign) || errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -187,7 +187,7 @@ func (o *ours) leaveCgroupOf(verdict string) error {
 	if err != nil {
 		return fmt.Errorf("pinned link %s: %w", verdict, err)
 	}
-	defer l.Close()
+	defer func() { err = errors.Join(err, closeBPF(l)) }()
 	on := seatOf(info)
 	if on.kind != link.CgroupType || on.target == 0 {
 		return nil
@@ -207,7 +207,7 @@ func detachProgram(fd int, h hook, id ebpf.ProgramID) error {
 	}
 	if err == nil {
 		err = link.RawDetachProgram(link.RawDetachProgramOptions{Target: fd, Attach: h.attach, Program: p})
-		err = errors.Join(err, p.Close())
+		err = errors.Join(err, closeBPF(p))
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) { // a link holds it
 		return fmt.Errorf("program at %s: %w", h.name, err)

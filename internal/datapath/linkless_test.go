@@ -59,7 +59,7 @@ func TestProgramsOfACgroupGiveWayInOneStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer twin.Close()
+	defer func() { _ = closeBPF(twin) }()
 	next := h
 	next.program = twin
 	err = onCgroup(tg.CgroupID, func(fd int) error {
@@ -281,7 +281,7 @@ func TestARemovedCgroupWithSockets(t *testing.T) {
 	testenv.Eventually(t, "the cgroup is removed", func() bool { return os.Remove(tg.Name) == nil })
 	if l, info, err := d.ours.open(filepath.Join(d.pins.attached(id), verdictHook)); err != nil || seatOf(info).target == 0 {
 		t.Errorf("the link has gone with its cgroup: %v", err)
-	} else if err := l.Close(); err != nil {
+	} else if err := closeBPF(l); err != nil {
 		t.Error(err)
 	}
 	if err := d.Attach(id, tg); !errors.Is(err, ErrVanished) {

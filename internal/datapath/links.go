@@ -30,9 +30,9 @@ func (x pinnedLink) pin(h hook, dir string, l link.Link, err error) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("pin link %s: %w", h.name, err), l.Close())
+		return errors.Join(fmt.Errorf("pin link %s: %w", h.name, err), closeBPF(l))
 	}
-	return l.Close()
+	return closeBPF(l)
 }
 
 // open returns the link that holds h on the target of r, or says as verify does why
@@ -49,7 +49,7 @@ func (x pinnedLink) open(h hook, dir string, r bpfAttachment) (link.Link, error)
 		err = fmt.Errorf("%w: it is on another target: %w", errForeign, ErrVanished)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("link %s: %w", h.name, err), l.Close())
+		return nil, errors.Join(fmt.Errorf("link %s: %w", h.name, err), closeBPF(l))
 	}
 	return l, nil
 }
@@ -83,7 +83,7 @@ func (x pinnedLink) verify(h hook, dir string, r bpfAttachment, _ int) error {
 	if err != nil {
 		return err
 	}
-	return l.Close()
+	return closeBPF(l)
 }
 
 func (x pinnedLink) update(h hook, dir string, r bpfAttachment) error {
@@ -92,11 +92,11 @@ func (x pinnedLink) update(h hook, dir string, r bpfAttachment) error {
 		return err
 	}
 	if h.program == nil {
-		return errors.Join(errOnlyCgroups, l.Close())
+		return errors.Join(errOnlyCgroups, closeBPF(l))
 	}
 	err = l.Update(h.program)
 	if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {
 		err = fmt.Errorf("link %s: %w", h.name, ErrVanished)
 	}
-	return errors.Join(err, l.Close())
+	return errors.Join(err, closeBPF(l))
 }

@@ -70,12 +70,12 @@ func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, opened ma
 	if err != nil {
 		return err
 	}
-	defer shared.Close() // what is not assigned
+	defer closeCollection(shared) // what is not assigned
 
 	programs := fields[ebpf.Program](&objects.bpfPrograms)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, objects.bpfPrograms.Close())
+			err = errors.Join(err, closeBPF(&objects.bpfPrograms))
 		}
 	}()
 	names := slices.SortedFunc(maps.Keys(programs), func(a, b string) int {
@@ -98,7 +98,7 @@ func (c Config) assign(objects *bpfObjects, spec *ebpf.CollectionSpec, opened ma
 			if err != nil {
 				return fmt.Errorf("program %s: %w", name, err)
 			}
-			defer one.Close() // the maps are copies
+			defer closeCollection(one) // the maps are copies
 			*programs[name] = one.Programs[name]
 			delete(one.Programs, name)
 			return nil

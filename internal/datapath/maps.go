@@ -53,7 +53,7 @@ func openMap(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 		return nil, err
 	}
 	if err := isMap(m, name, spec); err != nil {
-		return nil, errors.Join(err, m.Close())
+		return nil, errors.Join(err, closeBPF(m))
 	}
 	return m, nil
 }
@@ -119,7 +119,7 @@ func unpinned(spec *ebpf.CollectionSpec) []string {
 func closeMaps(opened map[string]*ebpf.Map) error {
 	var errs []error
 	for _, m := range opened {
-		errs = append(errs, m.Close())
+		errs = append(errs, closeBPF(m))
 	}
 	return errors.Join(errs...)
 }

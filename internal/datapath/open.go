@@ -49,26 +49,26 @@ func Open(cfg Config) (*Datapath, error) {
 		return nil, err
 	}
 	if err := d.choose(cfg.InterfaceHook); err != nil {
-		return nil, errors.Join(err, d.bpf.Close())
+		return nil, errors.Join(err, closeBPF(&d.bpf))
 	}
 	if err := d.unlisten(); err != nil {
-		return nil, errors.Join(err, d.bpf.Close())
+		return nil, errors.Join(err, closeBPF(&d.bpf))
 	}
 	d.earlier.ours = d.ours
 	if err := d.adopt(); err != nil {
-		return nil, errors.Join(err, d.bpf.Close())
+		return nil, errors.Join(err, closeBPF(&d.bpf))
 	}
 	if d.only != Cgroups {
 		o, err := newOnLink(d)
 		if err != nil {
-			return nil, errors.Join(err, d.bpf.Close())
+			return nil, errors.Join(err, closeBPF(&d.bpf))
 		}
 		d.onLink = o
 	}
 	if cfg.Events != nil {
 		w, err := newWitness(d, cfg.Events)
 		if err != nil {
-			return nil, errors.Join(err, d.onLink.close(), d.bpf.Close())
+			return nil, errors.Join(err, d.onLink.close(), closeBPF(&d.bpf))
 		}
 		d.witness = w
 		d.done.Go(w.run)
@@ -128,7 +128,7 @@ func (d *Datapath) load(cfg Config, version int) (err error) {
 		d.lessons, err = d.bpf.NfLessons.Memory()
 	}
 	if err != nil {
-		return errors.Join(err, d.bpf.Close())
+		return errors.Join(err, closeBPF(&d.bpf))
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func (o *ours) has(id ebpf.ProgramID) (bool, error) {
 		return false, fmt.Errorf("program %d: %w", id, err)
 	}
 	info, err := p.Info()
-	if err := errors.Join(err, p.Close()); err != nil {
+	if err := errors.Join(err, closeBPF(p)); err != nil {
 		return false, fmt.Errorf("program %d: %w", id, err)
 	}
 	mine := len(o.maps) == 0 && strings.HasPrefix(info.Name, "nf_")
@@ -107,7 +107,7 @@ func (o *ours) beside(id ebpf.ProgramID) (*ours, error) {
 		return nil, fmt.Errorf("program %d: %w", id, err)
 	}
 	info, err := p.Info()
-	if err := errors.Join(err, p.Close()); err != nil {
+	if err := errors.Join(err, closeBPF(p)); err != nil {
 		return nil, fmt.Errorf("program %d: %w", id, err)
 	}
 	sharing := &ours{base: o.base, maps: make(map[ebpf.MapID]bool), programs: make(map[ebpf.ProgramID]bool)}
@@ -131,14 +131,14 @@ func (o *ours) open(path string) (link.Link, *link.Info, error) {
 	}
 	info, err := l.Info()
 	if err != nil {
-		return nil, nil, errors.Join(err, l.Close())
+		return nil, nil, errors.Join(err, closeBPF(l))
 	}
 	mine, err := o.has(info.Program)
 	if err == nil && !mine {
 		err = fmt.Errorf("%w: a link of type %d with program %d", errForeign, info.Type, info.Program)
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, l.Close())
+		return nil, nil, errors.Join(err, closeBPF(l))
 	}
 	return l, info, nil
 }
@@ -163,7 +163,7 @@ func (o *ours) remove(path string) error {
 	if err != nil {
 		err = fmt.Errorf("detach link %s: %w", path, err)
 	}
-	return errors.Join(err, l.Close(), os.Remove(path))
+	return errors.Join(err, closeBPF(l), os.Remove(path))
 }
 
 // clear makes room for a pin. A link of ours that holds nothing any more goes.
@@ -178,7 +178,7 @@ func (o *ours) clear(path string) error {
 		err = os.Remove(path)
 	}
 	if l != nil {
-		err = errors.Join(err, l.Close())
+		err = errors.Join(err, closeBPF(l))
 	}
 	return err
 }

@@ -59,7 +59,7 @@ func Shut(socket syscall.RawConn) error {
 	cerr := socket.Control(func(fd uintptr) {
 		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_BPF, program.FD())
 	})
-	if err := errors.Join(err, cerr, program.Close()); err != nil { // the socket keeps it
+	if err := errors.Join(err, cerr, closeBPF(program)); err != nil { // the socket keeps it
 		return fmt.Errorf("filter of a listener: %w", err)
 	}
 	return nil

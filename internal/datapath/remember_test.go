@@ -222,7 +222,7 @@ func TestLearnUndoesWhatItCouldNotFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed, err := d.bpf.NfNames.Clone()
-	if err := errors.Join(err, closed.Close()); err != nil {
+	if err := errors.Join(err, closeBPF(closed)); err != nil {
 		t.Fatal(err)
 	}
 	failing := edit{m: closed, key: memoryOf(&bpfNameKey{}), after: memoryOf(&bpfName{})}

@@ -196,7 +196,7 @@ func (s *slots) grace() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.bpf.NfTables.Put(uint32(0), none), none.Close())
+	return errors.Join(s.bpf.NfTables.Put(uint32(0), none), closeBPF(none))
 }
 
 // emptyAll frees slots, some at once since each waits for RCU. It stops early
@@ -285,12 +285,12 @@ func (s *slots) placeTable(index uint32, t *policy.Table) error {
 		return err
 	}
 	if err := fillTable(m, t); err != nil {
-		return errors.Join(err, m.Close())
+		return errors.Join(err, closeBPF(m))
 	}
 	if err := s.bpf.NfTables.Put(index, m); err != nil {
-		return errors.Join(fmt.Errorf("place rule table: %w", err), m.Close())
+		return errors.Join(fmt.Errorf("place rule table: %w", err), closeBPF(m))
 	}
-	return m.Close()
+	return closeBPF(m)
 }
 
 // newTable has room for one entry more: before 6.1.120 a full trie cannot be updated.
@@ -323,12 +323,12 @@ func (s *slots) placeClauses(index uint32, t *policy.Table) error {
 		return err
 	}
 	if err := fillClauses(m, t); err != nil {
-		return errors.Join(err, m.Close())
+		return errors.Join(err, closeBPF(m))
 	}
 	if err := s.bpf.NfClauses.Put(index, m); err != nil {
-		return errors.Join(fmt.Errorf("place clauses: %w", err), m.Close())
+		return errors.Join(fmt.Errorf("place clauses: %w", err), closeBPF(m))
 	}
-	return m.Close()
+	return closeBPF(m)
 }
 
 func newClauses(n int) (*ebpf.Map, error) {
@@ -352,13 +352,13 @@ func (s *slots) placeSources(index uint32, t *policy.Table) error {
 	for i, source := range t.Sources {
 		k := kernelSource(source)
 		if err := m.Put(uint32(i), &k); err != nil {
-			return errors.Join(fmt.Errorf("fill %d sources: %w", len(t.Sources), err), m.Close())
+			return errors.Join(fmt.Errorf("fill %d sources: %w", len(t.Sources), err), closeBPF(m))
 		}
 	}
 	if err := s.bpf.NfSources.Put(index, m); err != nil {
-		return errors.Join(fmt.Errorf("place sources: %w", err), m.Close())
+		return errors.Join(fmt.Errorf("place sources: %w", err), closeBPF(m))
 	}
-	return m.Close()
+	return closeBPF(m)
 }
 
 // kernelPrefix takes the 128-bit form: no byte order to get wrong.

@@ -41,7 +41,7 @@ type spare struct {
 }
 
 func (s *spare) close() error {
-	return errors.Join(s.table.Close(), s.clauses.Close())
+	return closeBPF(s.table, s.clauses)
 }
 
 // takes reports whether t's rules go into the maps that are in place.
@@ -100,7 +100,7 @@ func (s *slots) makeSpares(indexes []uint32) (made []spare, err error) {
 			return made, err
 		}
 		if one.clauses, err = newClauses(spareClauses); err != nil {
-			return made, errors.Join(err, one.table.Close())
+			return made, errors.Join(err, closeBPF(one.table))
 		}
 		made = append(made, one)
 		contents[i].Hash = spareHash

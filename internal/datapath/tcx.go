@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -45,17 +46,17 @@ func (x tcx) watch(h hook, _ string, _ bpfAttachment, ifindex int) error {
 
 // lead attaches twin at the head, gives its link the old one's pin, and only then ends
 // the old one: the kernel takes no program twice. Then the twin gives way too.
-func (x tcx) lead(h hook, dir, pending string, twin *ebpf.Program, r bpfAttachment) error {
+func (x tcx) lead(h hook, dir, pending string, twin *ebpf.Program, r bpfAttachment) (err error) {
 	old, err := x.open(h, dir, r)
 	if err != nil {
 		return err
 	}
-	defer old.Close()
+	defer func() { err = errors.Join(err, closeBPF(old)) }()
 	before, err := link.AttachTCX(link.TCXOptions{Interface: int(r.Ifindex), Program: twin, Attach: h.attach, Anchor: link.Head()})
 	if err != nil {
 		return fmt.Errorf("link %s: %w", h.name, vanished(err))
 	}
-	defer before.Close()
+	defer func() { err = errors.Join(err, closeBPF(before)) }()
 	if err := before.Pin(h.pin(pending)); err != nil {
 		return fmt.Errorf("pin link %s: %w", h.name, err)
 	}

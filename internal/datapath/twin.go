@@ -18,13 +18,13 @@ func (d *Datapath) lead(l leader, h hook, r bpfAttachment, id string) (err error
 	}
 	pending := d.pins.pending(id)
 	if err := d.ours.unpin(pending); err != nil { // what the last time could not be removed
-		return errors.Join(err, twin.Close())
+		return errors.Join(err, closeBPF(twin))
 	}
 	if err := os.Mkdir(pending, 0o700); err != nil {
-		return errors.Join(fmt.Errorf("pin directory: %w", err), twin.Close())
+		return errors.Join(fmt.Errorf("pin directory: %w", err), closeBPF(twin))
 	}
 	err = l.lead(h, d.pins.attached(id), pending, twin, r)
-	return errors.Join(err, d.ours.unpin(pending), twin.Close())
+	return errors.Join(err, d.ours.unpin(pending), closeBPF(twin))
 }
 
 // twin loads a program once more, with the same maps.
@@ -52,7 +52,7 @@ func (d *Datapath) twin(program *ebpf.Program) (*ebpf.Program, error) {
 		if err != nil {
 			return nil, fmt.Errorf("load program %s once more: %w", name, err)
 		}
-		defer one.Close()
+		defer closeCollection(one)
 		return one.DetachProgram(name), nil
 	}
 	return nil, errOnlyCgroups

@@ -72,7 +72,7 @@ func passer(t *testing.T) *ebpf.Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Close() })
+	t.Cleanup(func() { _ = closeBPF(p) })
 	return p
 }
 
@@ -100,7 +100,7 @@ func TestOursComesFirst(t *testing.T) {
 	tg, id, arrived, allowed, forbidden := f.tg, f.id, f.arrived, f.allowed, f.forbidden
 
 	l := atHead(t, tg, passer(t))
-	defer l.Close()
+	defer func() { _ = closeBPF(l) }()
 	arrived.Await(t, 1, toPort(forbidden.to)) // theirs hides ours
 	testenv.Eventually(t, "ours is the first again", func() bool {
 		h := d.hooks(d.known[id].record)[0]
@@ -152,7 +152,7 @@ func TestTheFightForTheLeadEnds(t *testing.T) {
 	for range leadLimit + 3 {
 		l := atHead(t, tg, theirs)
 		d.look(a, 0, nil)
-		if err := errors.Join(l.(interface{ Detach() error }).Detach(), l.Close()); err != nil {
+		if err := errors.Join(l.(interface{ Detach() error }).Detach(), closeBPF(l)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -160,7 +160,7 @@ func TestTheFightForTheLeadEnds(t *testing.T) {
 		t.Errorf("took the lead %d times: %q", len(got), got)
 	}
 	l := atHead(t, tg, theirs)
-	defer l.Close()
+	defer func() { _ = closeBPF(l) }()
 	d.look(a, 0, nil)
 	if got := d.Problems(); len(got) != 1 || !strings.Contains(got[0], "runs before") {
 		t.Errorf("problems: %q", got)
@@ -180,7 +180,7 @@ func TestWhatWasTakenAwayIsPutBack(t *testing.T) {
 		t.Helper()
 		l, err := link.LoadPinnedLink(path, nil)
 		if err == nil {
-			err = errors.Join(l.(interface{ Detach() error }).Detach(), l.Close())
+			err = errors.Join(l.(interface{ Detach() error }).Detach(), closeBPF(l))
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -47,5 +47,5 @@ func haveTCX(program *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	return l.Close()
+	return closeBPF(l)
 }

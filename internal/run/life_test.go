@@ -247,7 +247,7 @@ func detachPin(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(pinned.Detach(), pinned.Close()); err != nil {
+	if err := errors.Join(pinned.Detach(), testenv.CloseBPF(pinned)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -262,9 +262,8 @@ func attached(t *testing.T, path string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pinned.Close()
 	info, err := pinned.Info()
-	if err != nil {
+	if err := errors.Join(err, testenv.CloseBPF(pinned)); err != nil {
 		t.Fatal(err)
 	}
 	return info.Cgroup() != nil && info.Cgroup().CgroupId != 0

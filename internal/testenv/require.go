@@ -89,7 +89,7 @@ func Require(t TB, all ...Feature) {
 	}
 }
 
-func probeTCX() error {
+func probeTCX() (err error) {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "nf_probe_tcx", Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TCX_NEXT
@@ -97,7 +97,7 @@ func probeTCX() error {
 	if err != nil {
 		return fmt.Errorf("load a program: %w", err)
 	}
-	defer prog.Close()
+	defer func() { err = errors.Join(err, CloseBPF(prog)) }()
 	ns, err := newNS()
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func probeTCX() error {
 	if err != nil {
 		return err
 	}
-	return l.Close()
+	return CloseBPF(l)
 }
 
 func probeClsact() error {

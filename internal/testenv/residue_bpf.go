@@ -40,7 +40,7 @@ func findBPF(found traces) error {
 			return fmt.Errorf("BPF program %d: %w", id, err)
 		}
 		info, err := prog.Info()
-		if err := errors.Join(err, prog.Close()); err != nil {
+		if err := errors.Join(err, CloseBPF(prog)); err != nil {
 			return fmt.Errorf("BPF program %d: %w", id, err)
 		}
 		if strings.HasPrefix(info.Name, bpfPrefix) {
@@ -64,7 +64,7 @@ func findBPF(found traces) error {
 			return fmt.Errorf("BPF map %d: %w", id, err)
 		}
 		info, err := m.Info()
-		if err := errors.Join(err, m.Close()); err != nil {
+		if err := errors.Join(err, CloseBPF(m)); err != nil {
 			return fmt.Errorf("BPF map %d: %w", id, err)
 		}
 		if strings.HasPrefix(info.Name, bpfPrefix) {

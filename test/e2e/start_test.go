@@ -302,7 +302,7 @@ func (s *scene) startBesideForeignMap(t *testing.T) harness.Result {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := errors.Join(theirs.Unpin(), theirs.Close()); err != nil {
+		if err := errors.Join(theirs.Unpin(), testenv.CloseBPF(theirs)); err != nil {
 			t.Error(err)
 		}
 	}()
