@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,7 +128,7 @@ func askOne(fd int, kind string, server unix.Sockaddr, text string) outcome {
 	if kind == "udp" {
 		return exchange(fd, kind, server, text)
 	}
-	if err := unix.Connect(fd, server); err != nil {
+	if err := connect(fd, server); err != nil {
 		return failed("connect", err)
 	}
 	peer, err := unix.Getpeername(fd)
@@ -142,6 +143,34 @@ func askOne(fd int, kind string, server unix.Sockaddr, text string) outcome {
 		}
 	}
 	return o
+}
+
+// connect is connect(2) of a socket with a timeout. A signal, which the runtime sends its threads, ends the call and not
+// the attempt.
+func connect(fd int, server unix.Sockaddr) error {
+	err := unix.Connect(fd, server)
+	if err != unix.EINTR {
+		return err
+	}
+	deadline := time.Now().Add(time.Second)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return unix.EINPROGRESS // what connect(2) says then
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		if n == 0 {
+			continue
+		}
+		errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil || errno == 0 {
+			return err
+		}
+		return unix.Errno(errno)
+	}
 }
 
 // exchange sends to a server, or where the socket is connected to.
