@@ -43,8 +43,9 @@ func look() (traces, error) {
 	return found, nil
 }
 
-// grace is what BPF objects and killed processes get to go away by themselves.
-const grace = 2 * time.Second
+// grace is what BPF objects and killed processes get to go away by themselves, behind all else that the kernel has to
+// do of that kind.
+var grace = 20 * time.Second * Slow
 
 // residue returns what there is that was not there before.
 func residue(before traces) (traces, error) {

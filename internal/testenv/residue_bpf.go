@@ -84,7 +84,8 @@ func lockSuite() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("suite lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+	// An open file description lock (fcntl_locking(2)): one can be looked for without giving up one's own.
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK}); err != nil {
 		return nil, errors.Join(fmt.Errorf("suite lock: %w", err), f.Close())
 	}
 	suiteLock = f
@@ -93,5 +94,6 @@ func lockSuite() (*os.File, error) {
 
 // aloneNow reports whether no other suite runs.
 func aloneNow() bool {
-	return unix.Flock(int(suiteLock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+	other := unix.Flock_t{Type: unix.F_WRLCK}
+	return unix.FcntlFlock(suiteLock.Fd(), unix.F_OFD_GETLK, &other) == nil && other.Type == unix.F_UNLCK
 }

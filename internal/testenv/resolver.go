@@ -89,8 +89,8 @@ func Resolve(t TB, ns *NS, cg *Cgroup, l Lookup) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	// A program that opens a connection waits longer for that than for answers.
-	ctx, cancel := context.WithTimeout(t.Context(), 2*l.Wait)
+	// It has to start, and one that opens a connection waits longer for that than for answers.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*l.Wait+Patience)
 	defer cancel()
 	said, err := runWithResolvConf(ctx, command, l.resolvConf(), ns, cg)
 	var exit *exec.ExitError
