@@ -255,6 +255,18 @@ const index = 7
 // with. The one that they run on may.
 func noAddrs() ([]netip.Addr, error) { return nil, nil }
 
+// unhurried is serve for who counts what servers are asked: none is asked again because it was slow.
+func unhurried(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Policy) *world {
+	t.Helper()
+	o.Timeout = time.Minute
+	if o.TryTimeout == 0 {
+		o.TryTimeout = time.Minute
+	}
+	w := serve(t, o, upstreams, policies...)
+	w.up.least = time.Minute
+	return w
+}
+
 // serve starts a server in front of upstreams for an attachment under a chain
 // of policies.
 func serve(t testing.TB, o Options, upstreams []*resolver, policies ...policy.Policy) *world {

@@ -12,7 +12,7 @@ const (
 	// plainFor is how long a server that refused EDNS is asked without.
 	plainFor = 15 * time.Minute
 	// leastPatience is how long even the fastest server is waited for: it may have
-	// to ask others.
+	// to ask others. See upstream.least.
 	leastPatience = 250 * time.Millisecond
 )
 
@@ -66,13 +66,13 @@ func (s *server) slow(now time.Time, full bool) {
 }
 
 // patience is how long the server is waited for before another is asked.
-func (s *server) patience(most time.Duration) time.Duration {
+func (s *server) patience() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.rtt == 0 {
-		return most
+		return s.u.try
 	}
-	return min(most, leastPatience+4*s.rtt)
+	return min(s.u.try, s.u.least+4*s.rtt)
 }
 
 func (s *server) speaksEDNS(now time.Time) bool {

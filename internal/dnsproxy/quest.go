@@ -94,7 +94,7 @@ func (q *quest) ask(s *server, edns bool, now time.Time) (err error) {
 		return err
 	}
 	q.tries = append(q.tries, t)
-	q.wake(min(q.deadline.Sub(now), s.patience(q.u.try)<<min(q.asked/q.all, 3)))
+	q.wake(min(q.deadline.Sub(now), s.patience()<<min(q.asked/q.all, 3)))
 	q.asked++
 	return nil
 }

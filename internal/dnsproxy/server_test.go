@@ -114,7 +114,7 @@ func TestNotLearned(t *testing.T) {
 // by the new policy, without asking upstream twice.
 func TestStale(t *testing.T) {
 	up := resolve(t, records(t, "$ 60 IN HTTPS 1 . ipv4hint=192.0.2.1,10.0.0.1"))
-	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	w := unhurried(t, Options{}, []*resolver{up}, allowlist("*"))
 	var tries atomic.Int32
 	change := func(p policy.Policy) {
 		tries.Store(0)

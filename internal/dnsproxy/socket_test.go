@@ -268,8 +268,9 @@ func TestHedge(t *testing.T) {
 	if m := w.ask(t, "b.example", dns.TypeA); !slices.Equal(rdata(m.Answer), []string{"192.0.2.2"}) || time.Since(start) > 10*time.Second {
 		t.Errorf("after %v: %v", time.Since(start), m)
 	}
-	asked := make(chan struct{}, 9)
-	third := resolve(t, func(*dns.Msg, string) *dns.Msg { asked <- struct{}{}; return nil })
+	asked := make(chan struct{})
+	next := sync.OnceFunc(func() { close(asked) })
+	third := resolve(t, func(*dns.Msg, string) *dns.Msg { next(); return nil })
 	late := resolve(t, func(q *dns.Msg, network string) *dns.Msg {
 		<-asked // the next one
 		return records(t, "$ 60 IN A 192.0.2.3")(q, network)
@@ -288,7 +289,7 @@ func TestPlainMemory(t *testing.T) {
 		}
 		return records(t, "$ 60 IN A 192.0.2.1")(q, network)
 	})
-	w := serve(t, Options{}, []*resolver{up}, allowlist("*"))
+	w := unhurried(t, Options{}, []*resolver{up}, allowlist("*"))
 	for range 5 {
 		w.ask(t, "a.example", dns.TypeA)
 	}
@@ -312,7 +313,7 @@ func TestConnectionsAreReused(t *testing.T) {
 		return m
 	})
 	var udp, tcp atomic.Int32
-	w := serve(t, Options{Control: counting(&udp, &tcp)}, []*resolver{up}, allowlist("*"))
+	w := unhurried(t, Options{Control: counting(&udp, &tcp)}, []*resolver{up}, allowlist("*"))
 	for range 10 {
 		if m := w.ask(t, "a.example", dns.TypeA); len(m.Answer) != 1 {
 			t.Errorf("answer: %v", m)

@@ -116,7 +116,7 @@ func TestConnections(t *testing.T) {
 func TestAbandonedQueries(t *testing.T) {
 	up := resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })
 	const most = 4
-	w := serve(t, Options{MaxQueries: most, Timeout: time.Second}, []*resolver{up}, allowlist("*"))
+	w := serve(t, Options{MaxQueries: most, Timeout: time.Minute}, []*resolver{up}, allowlist("*"))
 	under := func() int {
 		w.up.mu.Lock()
 		defer w.up.mu.Unlock()
@@ -137,23 +137,19 @@ func TestAbandonedQueries(t *testing.T) {
 		return c.(*net.TCPConn)
 	}
 	c := ask(0)
-	for under() < most {
-		<-time.After(time.Millisecond)
-	}
+	await(t, "all are under way", func() bool { return under() == most })
 	if err := c.SetLinger(0); err != nil {
 		t.Fatal(err)
 	}
 	c.Close()
-	for w.conns.of(index) > 0 {
-		<-time.After(time.Millisecond)
-	}
+	await(t, "the connection is gone", func() bool { return w.conns.of(index) == 0 })
 	ask(most)
-	for !queued() {
+	await(t, "another waits for a place", func() bool {
 		if n := under(); n > most {
 			t.Fatalf("%d queries are under way, at most %d may be", n, most)
 		}
-		<-time.After(time.Millisecond)
-	}
+		return queued()
+	})
 }
 
 // TestConnectionOfAnotherTime holds that a connection ends with the attachment

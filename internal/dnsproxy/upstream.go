@@ -39,6 +39,7 @@ type asker func(servers []netip.AddrPort, r *request, deadline time.Time, done f
 type upstream struct {
 	control func(network, address string, c syscall.RawConn) error
 	try     time.Duration
+	least   time.Duration // leastPatience; tests have more
 	sockets *datagram.Poller
 	running sync.WaitGroup // what asks over TCP
 	most    int32          // of kept
@@ -64,7 +65,7 @@ const (
 
 func newUpstream(o *Options, sockets *datagram.Poller) *upstream {
 	return &upstream{
-		control: o.Control, try: o.TryTimeout, sockets: sockets, most: int32(min(maxKept, openFiles()/8)), sweep: maxServers,
+		control: o.Control, try: o.TryTimeout, least: leastPatience, sockets: sockets, most: int32(min(maxKept, openFiles()/8)), sweep: maxServers,
 		servers: make(map[netip.AddrPort]*server), quests: make(map[*quest]struct{}),
 	}
 }

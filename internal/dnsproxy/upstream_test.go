@@ -109,7 +109,11 @@ func TestUnusable(t *testing.T) {
 			if m := w.ask(t, "a.example", dns.TypeA); !slices.Equal(rdata(m.Answer), []string{"192.0.2.1"}) {
 				t.Errorf("answer: %v", m)
 			}
-			alone := serve(t, Options{Timeout: 900 * time.Millisecond}, []*resolver{bad}, allowlist("a.example"))
+			var o Options
+			if tt.text == "no answer" {
+				o.Timeout = 900 * time.Millisecond
+			}
+			alone := serve(t, o, []*resolver{bad}, allowlist("a.example"))
 			m := alone.ask(t, "a.example", dns.TypeA)
 			code, text := explained(m)
 			if m.Rcode != dns.RcodeServerFailure || len(m.Answer) > 0 || code != tt.code || !strings.Contains(text, tt.text) || strings.Contains(text, bad.addr.String()) {
@@ -203,7 +207,7 @@ func TestAsked(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(ids) < 18 || len(names) < 20 || sockets.Load() != fewSockets || !ports[up.addr.String()] {
+	if len(ids) < 18 || len(names) < 20 || sockets.Load() < fewSockets || !ports[up.addr.String()] {
 		t.Errorf("20 queries: %d ids, %d spellings, %d sockets to %v", len(ids), len(names), sockets.Load(), ports)
 	}
 }
@@ -282,7 +286,7 @@ func TestPatience(t *testing.T) {
 	}
 
 	silent := resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })
-	w = serve(t, Options{TryTimeout: 500 * time.Millisecond}, []*resolver{silent, up}, allowlist("*"))
+	w = unhurried(t, Options{TryTimeout: 2 * time.Second}, []*resolver{silent, up}, allowlist("*"))
 	for range 5 {
 		w.ask(t, "a.example", dns.TypeA)
 	}
@@ -295,7 +299,7 @@ func TestPatience(t *testing.T) {
 // waited for.
 func TestTries(t *testing.T) {
 	silent := []*resolver{resolve(t, func(*dns.Msg, string) *dns.Msg { return nil }), resolve(t, func(*dns.Msg, string) *dns.Msg { return nil })}
-	w := serve(t, Options{TryTimeout: time.Microsecond, Timeout: time.Second}, silent, allowlist("*"))
+	w := serve(t, Options{TryTimeout: time.Microsecond, Timeout: 5 * time.Second}, silent, allowlist("*"))
 	m := w.ask(t, "a.example", dns.TypeA)
 	first, second := len(silent[0].queries()), len(silent[1].queries())
 	if m.Rcode != dns.RcodeServerFailure || first+second != maxTries || first != second {
