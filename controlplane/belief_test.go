@@ -81,6 +81,8 @@ func believe(t *testing.T, random *rand.Rand) {
 				break
 			}
 		}
+		// One that waited for its first policy when the stream ended is told of by itself.
+		eventually(t, "all are known", func() bool { return connected(t, plane, "d", true).Attachments == len(metadata) })
 		if random.IntN(3) == 0 {
 			refuse := prefix()
 			only := random.IntN(2) == 0

@@ -45,10 +45,12 @@ func TestSignalsArePassedOn(t *testing.T) {
 	})
 	t.Run("stop and continue", func(t *testing.T) {
 		l := b.start(t, "echo ready; read line; echo $line")
-		for _, sig := range []syscall.Signal{unix.SIGTSTP, unix.SIGCONT} {
-			if err := l.cmd.Process.Signal(sig); err != nil {
-				t.Fatal(err)
-			}
+		if err := l.cmd.Process.Signal(unix.SIGTSTP); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, "the command is stopped", func() bool { return b.anyStopped(t) })
+		if err := l.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
 		}
 		if _, err := l.stdin.Write([]byte("on\n")); err != nil {
 			t.Fatal(err)
@@ -57,6 +59,28 @@ func TestSignalsArePassedOn(t *testing.T) {
 			t.Errorf("exit code %d, said %q", code, rest)
 		}
 	})
+}
+
+// anyStopped tells whether a process of a run is.
+func (b *bench) anyStopped(t *testing.T) bool {
+	t.Helper()
+	all, err := filepath.Glob(b.cg.Path + "/" + cgroupPrefix + "*/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, procs := range all {
+		pids, err := os.ReadFile(procs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for pid := range strings.FieldsSeq(string(pids)) {
+			stat, _ := os.ReadFile("/proc/" + pid + "/stat") // it may have ended
+			if _, state, ok := strings.Cut(string(stat), ") "); ok && strings.HasPrefix(state, "T") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // "kill 0" is for the command's own.

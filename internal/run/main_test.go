@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/netfence/netfence/internal/config"
 	"github.com/netfence/netfence/internal/confine"
@@ -206,8 +207,17 @@ func readLine(r io.Reader) (string, error) {
 func (l *live) end(t *testing.T) (int, []string) {
 	t.Helper()
 	var rest []string
-	for line := range l.lines {
-		rest = append(rest, line)
+	for late := time.After(testenv.Patience); ; {
+		select {
+		case line, more := <-l.lines:
+			if more {
+				rest = append(rest, line)
+				continue
+			}
+		case <-late:
+			t.Fatalf("it does not end; said %q", rest)
+		}
+		break
 	}
 	return await(t, l.cmd, &l.stderr, &l.stderr).code, rest
 }

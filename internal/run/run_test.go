@@ -19,14 +19,22 @@ import (
 	"github.com/netfence/netfence/policy"
 )
 
-// dial connects by TCP; the process fails if it cannot.
-var _ = testenv.NewFunc("dial", func(args []string) error {
-	conn, err := net.DialTimeout("tcp", args[0], 300*time.Millisecond)
-	if err != nil {
-		return err
+// dial and reach connect by TCP; the process fails if it cannot. What is dialed is not to be reached, and so not waited
+// for.
+var (
+	_ = testenv.NewFunc("dial", connectWithin(300*time.Millisecond))
+	_ = testenv.NewFunc("reach", connectWithin(testenv.Patience))
+)
+
+func connectWithin(wait time.Duration) func(args []string) error {
+	return func(args []string) error {
+		conn, err := net.DialTimeout("tcp", args[0], wait)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
 	}
-	return conn.Close()
-})
+}
 
 func TestExitCodes(t *testing.T) {
 	b := newBench(t)
@@ -101,7 +109,7 @@ func TestReaches(t *testing.T) {
 		t.Errorf("reached without a rule: %+v", got)
 	}
 	b.Allow = []string{to}
-	if got := b.sh(t, b.call(t, "dial", to)); got.code != 0 {
+	if got := b.sh(t, b.call(t, "reach", to)); got.code != 0 {
 		t.Errorf("not reached with a rule: %+v", got)
 	}
 	b.Deny = []string{to}
@@ -127,7 +135,7 @@ func TestGuard(t *testing.T) {
 	}
 	b.Guard = &policy.Guard{Allow: b.Guard.Deny}
 	b.Allow, b.Deny = nil, []string{to}
-	if got := b.sh(t, b.call(t, "dial", to)); got.code != 0 {
+	if got := b.sh(t, b.call(t, "reach", to)); got.code != 0 {
 		t.Errorf("not reached with the guard's leave: %+v", got)
 	}
 }
