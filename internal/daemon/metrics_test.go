@@ -75,9 +75,7 @@ func TestMetrics(t *testing.T) {
 		Kind: testenv.UDPSendto, To: netip.MustParseAddrPort("192.0.2.1:9"), Count: 3,
 	})
 	const drops = `netfence_dropped_packets_total{reason="deny-rule"}`
-	if got := metric(t, address, drops); got != "3" {
-		t.Errorf("%s: %s", drops, got)
-	}
+	testenv.Eventually(t, drops+" is 3", func() bool { return metric(t, address, drops) == "3" }) // the first waited for ARP
 	const attachments = `netfence_attachments{audit="no",mode="denylist",type="interface"}`
 	if got := metric(t, address, attachments); got != "1" {
 		t.Errorf("%s: %s", attachments, got)

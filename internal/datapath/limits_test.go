@@ -27,16 +27,18 @@ func TestLimitSYNCookies(t *testing.T) {
 	h := hostWithCgroup(t, policy.BlockAll())
 	testenv.StartWorkload(t, h.ns, h.cg).Serve(t, 80)
 	outside := testenv.StartWorkload(t, h.outside, nil)
-	connect := testenv.Probe{Kind: testenv.TCP, To: netip.MustParseAddrPort("10.5.0.1:80"), Wait: 200 * time.Millisecond}
+	const short = 200 * time.Millisecond
+	connect := testenv.Probe{Kind: testenv.TCP, To: netip.MustParseAddrPort("10.5.0.1:80"), Wait: short}
 
 	if out := outside.Probe(t, connect); out.Answered {
 		t.Errorf("block-all answered a SYN: %s", out)
 	}
 	h.ns.Sysctl(t, "ipv4/tcp_syncookies", "2") // as in a flood
+	connect.Wait = testenv.Patience
 	if out := outside.Probe(t, connect); !out.Answered {
 		t.Errorf("no SYN cookie: %s", out)
 	}
-	if outside.Connect(t, connect.To).Echoes(t, connect.Wait) {
+	if outside.Connect(t, connect.To).Echoes(t, short) {
 		t.Error("data left after the SYN cookie")
 	}
 }

@@ -26,12 +26,13 @@ import (
 const (
 	// etcdTimeout is what etcd has for an answer. It elects a leader within about 2 s.
 	etcdTimeout = 5 * time.Second
-	// verifyEvery is how often what the watch told is compared with what is there, so that a watch that says nothing, or a
-	// lost etcd, does not go unnoticed.
-	verifyEvery = 5 * time.Second
 	retryMin    = 100 * time.Millisecond
 	retryMax    = 3 * time.Second
 )
+
+// verifyEvery is how often what the watch told is compared with what is there, so that a watch that says nothing, or a
+// lost etcd, does not go unnoticed. Tests of the watch alone have more.
+var verifyEvery = 5 * time.Second
 
 // errAgain has the list read again at once: nothing is wrong with etcd.
 var errAgain = errors.New("read again")

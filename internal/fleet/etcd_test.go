@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -291,6 +292,9 @@ func TestEtcdLost(t *testing.T) {
 func TestEtcdCompacted(t *testing.T) {
 	m := startEtcd(t)
 	m.put("acme.yaml", acme)
+	before := verifyEvery
+	verifyEvery = time.Hour // or it is what finds out
+	t.Cleanup(func() { verifyEvery = before })
 	s := serve(t, m.config())
 	d := controlplanetest.Connect(t, s.dial(nil), controlplanetest.Config{ID: "host-1"})
 	id := d.Subscribe("veth0", map[string]string{"tenant": "acme"})

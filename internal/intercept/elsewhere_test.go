@@ -78,10 +78,10 @@ func TestElsewhere(t *testing.T) {
 		// Of no cgroup, they may ask whom they like, but not by the sockets that were opened there.
 		for _, kind := range []string{"udp", "tcp"} {
 			explicit := []question{{Kind: kind, Servers: []netip.AddrPort{netip.MustParseAddrPort(d.DNSAddress(id))}}}
-			unanswered(t, explicit, ask(t, w.Workload, nil, explicit...), unix.EAGAIN, unix.EINPROGRESS)
+			unanswered(t, explicit, ask(t, w.Workload, nil, briefly(explicit)...), unix.EAGAIN, unix.EINPROGRESS)
 		}
 		// Of another one: not before it was looked at.
-		for i, outcomes := range ask(t, w.Workload, other, asked[:3]...) {
+		for i, outcomes := range ask(t, w.Workload, other, briefly(asked[:3])...) {
 			if o := outcomes[0]; o.Call == "" || o.Answer.Text != "" { // silence, or a connection that is closed
 				t.Errorf("%s: %+v, want no answer", asked[i].Kind, o)
 			}

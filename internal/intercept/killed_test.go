@@ -77,8 +77,8 @@ func TestKilledListener(t *testing.T) {
 		_ = daemon.Wait() // it was killed
 		gone := []unix.Errno{unix.EAGAIN, unix.EINPROGRESS, unix.ECONNREFUSED}
 		few := []question{asked[0], asked[2], asked[4], asked[5]}
-		unanswered(t, few, ask(t, w.Workload, nil, few...), gone...)
-		unanswered(t, asked, ask(t, nil, cg, asked...), gone...)
+		unanswered(t, few, ask(t, w.Workload, nil, briefly(few)...), gone...)
+		unanswered(t, asked, ask(t, nil, cg, briefly(asked)...), gone...)
 		escaped(t, outside, w.Workload, nil)
 		testenv.Eventually(t, "the killed listener's device goes", func() bool { return len(devices(t)) == 0 })
 	}
@@ -117,7 +117,7 @@ func TestAnotherInTheKilledListenersPlace(t *testing.T) {
 	if index != orphan || !strings.HasSuffix(d.DNSAddress(id), ":253") {
 		t.Fatalf("index %d, not %d, at %s", index, orphan, d.DNSAddress(id))
 	}
-	unanswered(t, asked, ask(t, nil, left, asked...), unix.EAGAIN, unix.EINPROGRESS, unix.ECONNREFUSED)
+	unanswered(t, asked, ask(t, nil, left, briefly(asked)...), unix.EAGAIN, unix.EINPROGRESS, unix.ECONNREFUSED)
 	asked = append(asked, explicit(d.DNSAddress(id))...)
 	answered(t, index, asked, ask(t, nil, cg, asked...))
 }

@@ -25,8 +25,13 @@ func many() int {
 	return 500
 }
 
-// noticed is within what time a removal has to be known.
-const noticed = time.Second
+// noticed is within what time a removal has to be known: as soon as is promised in `make soak`, where nothing else runs.
+func noticed() time.Duration {
+	if os.Getenv("NETFENCE_SOAK") != "" {
+		return time.Second
+	}
+	return 5 * time.Second * testenv.Slow
+}
 
 // expectAll takes the removals of all targets while remove has them go, and
 // checks how long the slowest took. remove notes when each went, by name.
@@ -59,8 +64,8 @@ func expectAll(t *testing.T, w *Watcher, n int, remove func(went map[string]time
 		slowest = max(slowest, known[name].Sub(at))
 	}
 	t.Logf("%d went within %v; the slowest was noticed after %v", n, took, slowest)
-	if slowest > noticed {
-		t.Errorf("the slowest removal was noticed after %v, want %v", slowest, noticed)
+	if slowest > noticed() {
+		t.Errorf("the slowest removal was noticed after %v, want %v", slowest, noticed())
 	}
 }
 
@@ -99,10 +104,10 @@ func TestManyCgroupsVanish(t *testing.T) {
 			run(t, w)
 			expectAll(t, w, len(paths), func(went map[string]time.Time) {
 				for _, path := range paths {
-					went[path] = time.Now()
-					if err := unix.Rmdir(path); err != nil {
+					if err := unix.Rmdir(path); err != nil { // which waits for whoever changes cgroups
 						t.Error(err)
 					}
+					went[path] = time.Now()
 				}
 			})
 			t.Logf("processor time, removing included: %v", cpuTime(t)-started)

@@ -274,6 +274,19 @@ func TestChaos(t *testing.T) {
 	if len(w.made) != 1+each*len(phases) {
 		t.Errorf("%d changes made, want %d", len(w.made), 1+each*len(phases))
 	}
+	tag := strings.Trim(w.tag, `"`)
+	testenv.Eventually(t, "every server has seen the last revision", func() bool {
+		for _, s := range f.servers {
+			log, err := os.ReadFile(s.audit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(log), `"`+tag+`"`) {
+				return false
+			}
+		}
+		return true
+	})
 	f.checkAudit(w)
 }
 

@@ -48,6 +48,7 @@ func TestAckTimeout(t *testing.T) {
 	// Nor does it come back with the next daemon.
 	d.Kill(t)
 	p.Ended()
+	d.Env = slices.DeleteFunc(d.Env, func(s string) bool { return s == shortAck })
 	d.Start(t)
 	if sync := p.Connect(); len(sync.Attachments) != 0 {
 		t.Errorf("SyncRequest has %v", sync.Attachments)

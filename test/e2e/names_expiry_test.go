@@ -12,11 +12,11 @@ import (
 
 // What a learned address has to live here: the TTL of the answer, clamped, and the grace.
 const (
-	shortTTL   = time.Second
-	shortGrace = time.Second
+	shortTTL   = 3 * time.Second
+	shortGrace = 3 * time.Second
 )
 
-var shortLives = []string{"NETFENCE_DNS_MIN_TTL=1s", "NETFENCE_DNS_MAX_TTL=1s", "NETFENCE_DNS_GRACE=1s"}
+var shortLives = []string{"NETFENCE_DNS_MIN_TTL=3s", "NETFENCE_DNS_MAX_TTL=3s", "NETFENCE_DNS_GRACE=3s"}
 
 // expires waits until no new connection of the place to the address comes about, and shows that this is when what was
 // learned between asked and answered ends.

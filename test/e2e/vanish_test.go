@@ -22,9 +22,9 @@ import (
 // passing is a device that comes and goes.
 const passing = "passing0"
 
-// noticed is how soon a vanished target has to be off the list. A second is promised; the commands with which the test
-// looks take their time too.
-const noticed = 2 * time.Second
+// noticed is how soon the control plane has to hear of a vanished target. A second is promised, of a machine that has time;
+// a look at all targets every half minute, which would notice in the end, is not what is meant.
+const noticed = 5 * time.Second
 
 // TestVanishedTarget is noticed, reported, and leaves nothing of its filter, also when another has taken its name, and
 // when it went while no daemon was there to see it.
@@ -73,11 +73,12 @@ func TestVanishedTarget(t *testing.T) {
 					p.Synced(t)
 				}
 				gone := Await(t, p, (*netfencev1.DaemonEvent).GetUnsubscribed)
+				took := testenv.Monotonic() - start
 				if gone.GetId() != id || gone.GetReason() != netfencev1.UnsubscribeReason_UNSUBSCRIBE_REASON_REMOVED {
 					t.Errorf("control plane is told %v", gone)
 				}
 				testenv.Eventually(t, "off the list", func() bool { return len(s.List(t)) == 0 })
-				if took := testenv.Monotonic() - start; took > noticed*testenv.Slow {
+				if took > noticed*testenv.Slow {
 					t.Errorf("noticed after %s", took)
 				}
 				s.onlyPinned(t)
