@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/target"
 )
 
 // anyDevice stands for messages that the kernel could not deliver.
@@ -20,21 +22,17 @@ const anyDevice = -1
 // disciplines or filters somebody has changed, in the network namespace at hand. The
 // caller reads until it closes the channel.
 func (d *Datapath) filterChanges(ctx context.Context) (<-chan int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	news, err := target.OpenNews(1 << (unix.RTNLGRP_TC - 1))
 	if err != nil {
 		return nil, fmt.Errorf("watch filters: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_TC - 1)}); err != nil {
-		return nil, errors.Join(fmt.Errorf("watch filters: %w", err), unix.Close(fd))
-	}
-	socket := os.NewFile(uintptr(fd), "rtnetlink")
-	context.AfterFunc(ctx, func() { _ = socket.Close() }) // ends Read
+	context.AfterFunc(ctx, func() { _ = news.Close() }) // ends Read
 	changes := make(chan int)
 	go func() {
 		defer close(changes)
 		buffer := make([]byte, os.Getpagesize()*8)
 		for {
-			n, err := socket.Read(buffer)
+			n, err := news.Read(buffer)
 			var devices []int
 			switch {
 			case errors.Is(err, unix.ENOBUFS):
@@ -95,12 +93,15 @@ func (d *Datapath) lookAtDevice(netns uint64, ifindex int, vanished func(string,
 	}
 }
 
+// lookAtFilter waits for who is at the attachment: there is no other turn before all
+// others have had theirs.
 func (d *Datapath) lookAtFilter(a *attachment, vanished func(string, error)) {
 	if a == nil || !isInterface(a.record) {
 		return
 	}
 	if _, ok := d.interfaceHolder(a.record).(clsact); ok {
-		d.look(a, 0, vanished)
+		a.mu.Lock()
+		d.lookLocked(a, 0, vanished)
 	}
 }
 

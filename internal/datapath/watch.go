@@ -106,9 +106,13 @@ func (d *Datapath) Watch(ctx context.Context, vanished func(id string, err error
 // look checks the verdict, and one other hook at each turn: without one of those
 // less is let through, not more.
 func (d *Datapath) look(a *attachment, turn int, vanished func(string, error)) {
-	if !a.mu.TryLock() {
-		return // somebody is at it
+	if a.mu.TryLock() { // else somebody is at it
+		d.lookLocked(a, turn, vanished)
 	}
+}
+
+// lookLocked unlocks a.mu.
+func (d *Datapath) lookLocked(a *attachment, turn int, vanished func(string, error)) {
 	id := uuid.UUID(a.record.Id).String()
 	err := d.inspect(a, id, turn)
 	a.mu.Unlock()

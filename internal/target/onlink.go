@@ -21,8 +21,8 @@ import (
 // its own addresses and, for the port of a bridge, of the bridge's. It costs one
 // file descriptor for any number of interfaces.
 type OnLink struct {
-	cookie uint64   // of the namespace that NewOnLink ran in
-	socket *os.File // answers and news, in the order in which they came about
+	cookie uint64 // of the namespace that NewOnLink ran in
+	socket *News  // answers and news, in the order in which they came about
 	buf    []byte
 	// next is, while questions are being answered, what the answers have told so
 	// far; again says that they are not the whole truth.
@@ -53,7 +53,7 @@ func NewOnLink() (*OnLink, error) {
 	if o.cookie, err = NetnsCookie(); err != nil {
 		return nil, fmt.Errorf("prefixes on links: %w", err)
 	}
-	if o.socket, err = subscribe(unix.RTMGRP_LINK | unix.RTMGRP_IPV6_IFADDR); err != nil {
+	if o.socket, err = OpenNews(unix.RTMGRP_LINK | unix.RTMGRP_IPV6_IFADDR); err != nil {
 		return nil, fmt.Errorf("prefixes on links: %w", err)
 	}
 	err = o.look()

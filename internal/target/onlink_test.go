@@ -128,17 +128,7 @@ func TestOnLinkMissesNothing(t *testing.T) {
 		if o, err = NewOnLink(); err != nil {
 			t.Fatal(err)
 		}
-		raw, err := o.socket.SyscallConn()
-		if err == nil {
-			err = raw.Control(func(fd uintptr) {
-				if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		narrow(t, o.socket)
 	})
 	for i := range 100 {
 		edit(t, host, "veth1", adds(addr(fmt.Sprintf("2001:db8:%x::1/64", i+1), 0)))

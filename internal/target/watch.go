@@ -62,8 +62,8 @@ const (
 type Watcher struct {
 	log     *slog.Logger
 	events  chan Event
-	links   *os.File        // RTNLGRP_LINK of the namespace that NewWatcher ran in
-	routes  *os.File        // RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE likewise
+	links   *News           // RTNLGRP_LINK of the namespace that NewWatcher ran in
+	routes  *News           // RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE likewise
 	look    *netlink.Handle // for requests, in that namespace too; used by Run only
 	cookie  uint64          // of that namespace
 	inotify *os.File
@@ -114,10 +114,10 @@ func NewWatcher(log *slog.Logger) (*Watcher, error) {
 		parents: map[int32]*parent{}, pending: map[key]Event{}, doubtful: map[key]bool{},
 		rerouted: true,
 	}
-	if w.links, err = subscribe(unix.RTMGRP_LINK); err != nil {
+	if w.links, err = OpenNews(unix.RTMGRP_LINK); err != nil {
 		return nil, fmt.Errorf("watch interfaces: %w", err)
 	}
-	if w.routes, err = subscribe(unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE); err != nil {
+	if w.routes, err = OpenNews(unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch default routes: %w", err), w.Close())
 	}
 	if w.look, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
@@ -138,10 +138,13 @@ func (w *Watcher) Close() error {
 	}
 	w.closed = true
 	var errs []error
-	for _, f := range []*os.File{w.links, w.routes, w.inotify} {
-		if f != nil {
-			errs = append(errs, f.Close())
+	for _, n := range []*News{w.links, w.routes} {
+		if n != nil {
+			errs = append(errs, n.Close())
 		}
+	}
+	if w.inotify != nil {
+		errs = append(errs, w.inotify.Close())
 	}
 	if w.look != nil {
 		w.look.Close()

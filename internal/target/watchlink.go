@@ -13,27 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// subscribe opens an rtnetlink socket in the network namespace of the calling
-// thread that receives what the groups tell (rtnetlink(7)).
-func subscribe(groups uint32) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind to its messages: %w", err), unix.Close(fd))
-	}
-	return os.NewFile(uintptr(fd), "rtnetlink"), nil
-}
-
-// readLinks handles link messages until the socket is closed. Only the kernel and
-// who may delete the interfaces anyway can send them (netlink_allowed).
+// readLinks handles link messages until the socket is closed.
 func (w *Watcher) readLinks() error {
 	return w.read(w.links, w.linkMessages, w.messagesLost)
 }
 
-// read hands on what arrives on an rtnetlink socket until that is closed.
-func (w *Watcher) read(from *os.File, handle func([]byte) error, lost func()) error {
+// read hands on what is told until from is closed.
+func (w *Watcher) read(from *News, handle func([]byte) error, lost func()) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)

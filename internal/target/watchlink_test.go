@@ -163,11 +163,7 @@ func TestWatchIgnoresTheRest(t *testing.T) {
 func TestLostLinkMessages(t *testing.T) {
 	testenv.Require(t, testenv.Root)
 	host, w, veth := watchVeth(t)
-	control(w.links, func(fd int) {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
-			t.Fatal(err)
-		}
-	})
+	narrow(t, w.links)
 	for i := range 20 {
 		edit(t, host, "lo", func(link netlink.Link) error { return netlink.LinkSetMTU(link, 9000+i) })
 	}
