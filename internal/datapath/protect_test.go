@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/netfence/netfence/internal/testenv"
 )
 
 // TestShut holds what the filter of a listener takes; with interfaces it is in daemon.TestWorkloadsDoNotReachTheMetrics.
@@ -39,7 +41,11 @@ func TestShut(t *testing.T) {
 		{"IPv6 with destination options", "::1", option(unix.IPPROTO_IPV6, unix.IPV6_DSTOPTS, "\x00\x00\x01\x04\x00\x00\x00\x00"), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			dialer := net.Dialer{Timeout: 300 * time.Millisecond, Control: func(_, _ string, c syscall.RawConn) error {
+			patience := testenv.Patience
+			if !tt.connects {
+				patience = 300 * time.Millisecond
+			}
+			dialer := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
 				if tt.set == nil {
 					return nil
 				}

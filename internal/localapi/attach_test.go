@@ -239,7 +239,7 @@ func TestStopRollsBack(t *testing.T) {
 
 func TestAttachKernelStuck(t *testing.T) {
 	e := newEnv(t, state.Limits{})
-	e.kernel.set(nil, true)
+	e.stuck()
 	_, err := e.client.Attach(t.Context(), attachInterface("eth0", ""))
 	if st := status.Convert(err); st.Code() != codes.DeadlineExceeded || !strings.Contains(st.Message(), "the kernel did not follow within 200ms") {
 		t.Errorf("got %v", err)

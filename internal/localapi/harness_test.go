@@ -63,7 +63,7 @@ func newEnv(t *testing.T, limits state.Limits, edit ...func(*Options)) *env {
 				ControlPlaneAddress: "localhost:9000",
 			}
 		},
-		KernelTimeout: 200 * time.Millisecond,
+		KernelTimeout: time.Minute,
 		Events:        e.hub,
 		InstanceID:    "run-1",
 	}
@@ -325,4 +325,10 @@ func listenStream(t *testing.T, path string) net.Listener {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// stuck has the kernel do nothing any more, and callers wait for it only briefly.
+func (e *env) stuck() {
+	e.server.opts.KernelTimeout = 200 * time.Millisecond
+	e.kernel.set(nil, true)
 }

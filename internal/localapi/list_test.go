@@ -188,7 +188,7 @@ func TestDetach(t *testing.T) {
 func TestDetachKernelStuck(t *testing.T) {
 	e := newEnv(t, state.Limits{})
 	id := e.attach(t, "eth0", "")
-	e.kernel.set(nil, true)
+	e.stuck()
 	_, err := e.client.Detach(t.Context(), &netfencev1.DetachRequest{Id: id})
 	if st := status.Convert(err); st.Code() != codes.DeadlineExceeded || !strings.Contains(st.Message(), "the kernel did not follow within") {
 		t.Errorf("got %v", err)
